@@ -1,0 +1,10 @@
+//! The API server: one generic path from a request to the store and back, for every resource.
+//!
+//! `serve` (TLS, h1/h2) -> `filters` (request info, authn, authz) -> `verbs` -> codec -> defaulting ->
+//! mutating admission -> registry strategy -> validating admission -> store -> cache -> watchers.
+
+pub mod admission;
+pub mod authn;
+pub mod authz;
+pub mod reader;
+pub mod request;

@@ -1,0 +1,6 @@
+//! API machinery without I/O: the type table, object values, codecs, patches, selectors, quantities,
+//! `Status` errors and the resource catalog. Knows nothing of HTTP, storage or tokio.
+
+pub mod clock;
+pub mod status;
+pub mod value;
