@@ -2,6 +2,7 @@
 //! Knows nothing of API objects: keys are paths such as `/registry/pods/default/a`, values are bytes.
 
 use std::ops::Bound;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -52,6 +53,37 @@ pub struct Range {
     pub start: Bound<String>,
     /// End of the range, exclusive; `None` means no end.
     pub end: Option<String>,
+}
+
+impl Range {
+    /// All keys that begin with `prefix` (`clientv3.GetPrefixRangeEnd`).
+    pub fn prefix(prefix: &str) -> Self {
+        // Keys are UTF-8, and no UTF-8 text holds the byte 0xff: the last character counted up by one bounds the
+        // range. Prefixes end in '/' in practice, which becomes '0'.
+        let mut end = prefix.to_owned();
+        let mut bound = None;
+        while let Some(last) = end.pop() {
+            if let Some(next) = ((last as u32 + 1)..=0x10_ffff).find_map(char::from_u32) {
+                end.push(next);
+                bound = Some(end);
+                break;
+            }
+        }
+        Range {
+            start: Bound::Included(prefix.to_owned()),
+            end: bound,
+        }
+    }
+
+    /// Whether `key` lies in the range.
+    pub fn contains(&self, key: &str) -> bool {
+        let after_start = match &self.start {
+            Bound::Included(start) => key >= start.as_str(),
+            Bound::Excluded(start) => key > start.as_str(),
+            Bound::Unbounded => true,
+        };
+        after_start && self.end.as_deref().is_none_or(|end| key < end)
+    }
 }
 
 /// One page of a range.
@@ -123,6 +155,34 @@ pub enum Error {
     Failed(String),
 }
 
+/// A running watch.
+pub struct Watch {
+    /// The changes, in order. Ends after an error.
+    pub items: BoxStream<'static, Result<WatchItem, Error>>,
+    /// Asks how far the watch has to get.
+    pub progress: Arc<dyn WatchProgress>,
+}
+
+impl std::fmt::Debug for Watch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Watch")
+    }
+}
+
+/// Questions about one running watch, asked by those who wait for its consumer to catch up.
+#[async_trait]
+pub trait WatchProgress: Send + Sync + 'static {
+    /// A revision such that a consumer which has taken all items up to it has seen every change of the watched range
+    /// that was acknowledged before this call. The watch delivers an item that reaches it without further asking.
+    ///
+    /// Cheap for the embedded engine (the revision of the last change queued for this watch); for etcd a linearizable
+    /// read and a progress request.
+    async fn freshness(&self) -> Result<Revision, Error>;
+    /// Asks the watch to deliver [`WatchItem::Progress`] with the newest revision as soon as it can, though nothing
+    /// changed in its range. Calls that come before the answer are merged.
+    fn request(&self);
+}
+
 /// What every engine offers. All engines and the cache pass the same suite.
 ///
 /// Guarantees: commits are atomic and durable before they are acknowledged; revisions grow by one per
@@ -137,15 +197,13 @@ pub trait Store: Send + Sync + 'static {
     ) -> Result<(Option<KeyValue>, Revision), Error>;
     /// Up to `limit` keys of `range` (0: all) at `at`, or now.
     async fn list(&self, range: Range, at: Option<Revision>, limit: usize) -> Result<Page, Error>;
-    /// Applies one guarded change and returns its revision.
+    /// Applies one guarded change and returns its revision. Deleting a key that does not exist is a conflict.
+    /// Once polled, the change may happen even if the future is dropped.
     async fn commit(&self, commit: Commit) -> Result<Revision, Error>;
-    /// All changes of `range` after revision `after`.
-    async fn watch(
-        &self,
-        range: Range,
-        after: Revision,
-    ) -> Result<BoxStream<'static, Result<WatchItem, Error>>, Error>;
-    /// Forgets all history before `revision` (values at it stay readable).
+    /// All changes of `range` after revision `after`, which must not be older than the last compaction nor lie in the
+    /// future. Items wait in a bounded queue: a consumer that lets it overflow gets [`Error::Lagged`].
+    async fn watch(&self, range: Range, after: Revision) -> Result<Watch, Error>;
+    /// Forgets all history before `revision` (values at it stay readable, and a watch may still start after it).
     async fn compact(&self, revision: Revision) -> Result<(), Error>;
     /// The newest revision.
     async fn revision(&self) -> Result<Revision, Error>;
