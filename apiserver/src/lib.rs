@@ -6,5 +6,6 @@
 pub mod admission;
 pub mod authn;
 pub mod authz;
+pub mod pki;
 pub mod reader;
 pub mod request;

@@ -1,6 +1,8 @@
 //! Authentication: turns credentials into a [`UserInfo`]. Authenticators are asked in order; the first that
 //! recognises a credential decides.
 
+pub mod tls;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -13,7 +15,10 @@ use crate::request::UserInfo;
 pub struct ConnectionInfo {
     /// The peer's address; `None` for callers in the same process.
     pub remote: Option<SocketAddr>,
-    /// The verified client certificate chain, leaf first, DER; empty when none was presented or none verified.
+    /// The client certificate chain, leaf first, DER; empty when none was presented. The handshake has proven that
+    /// the peer holds the leaf's key and nothing more (see [`tls::AnyClientCertificate`]): who issued it, and whether
+    /// it is in its time, is for the authenticators to check, so that a bad certificate gets a 401 and not a broken
+    /// connection.
     pub peer_certificates: Vec<Vec<u8>>,
     /// Set for callers in the same process, whose identity was fixed when their service was made.
     pub in_process: Option<Arc<UserInfo>>,
