@@ -6,6 +6,7 @@
 pub mod admission;
 pub mod authn;
 pub mod authz;
+pub mod cache;
 pub mod pki;
 pub mod reader;
 pub mod request;
