@@ -2,5 +2,8 @@
 //! `Status` errors and the resource catalog. Knows nothing of HTTP, storage or tokio.
 
 pub mod clock;
+pub mod int_or_string;
+pub mod meta;
 pub mod status;
+pub mod text;
 pub mod value;
