@@ -1,9 +1,11 @@
 //! API machinery without I/O: the type table, object values, codecs, patches, selectors, quantities,
 //! `Status` errors and the resource catalog. Knows nothing of HTTP, storage or tokio.
 
+pub mod catalog;
 pub mod clock;
 pub mod int_or_string;
 pub mod meta;
+pub mod schema;
 pub mod status;
 pub mod text;
 pub mod value;
