@@ -7,6 +7,9 @@ pub mod admission;
 pub mod authn;
 pub mod authz;
 pub mod cache;
+pub mod objects;
 pub mod pki;
 pub mod reader;
 pub mod request;
+#[cfg(test)]
+mod testing;

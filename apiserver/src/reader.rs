@@ -5,17 +5,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
+pub use keelson_machinery::meta::GroupResource;
 use keelson_machinery::status::ApiError;
 use keelson_machinery::value::Value;
-
-/// Names a resource without its version.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct GroupResource {
-    /// API group; empty for the core group.
-    pub group: String,
-    /// Plural resource name.
-    pub resource: String,
-}
 
 /// A change of a stored object, as [`ObjectReader::changes`] delivers it.
 #[derive(Clone, Debug)]
