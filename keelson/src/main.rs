@@ -1,2 +1,59 @@
-//! placeholder
-fn main() {}
+//! The `keelson` binary: every component of a Kubernetes cluster, and the commands that run one.
+
+mod cluster;
+mod node;
+mod pause;
+
+use clap::{Parser, Subcommand};
+
+/// Kubernetes v1.36 in one binary
+#[derive(Parser)]
+#[command(name = "keelson", version, about, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Start a cluster on this machine, or find the one that runs
+    Up(cluster::up::Options),
+    /// Show what runs, since when, with what memory
+    Status(cluster::status::Options),
+    /// The process that holds a pod's namespaces (PID 1 of sandboxes)
+    #[command(hide = true)]
+    Pause,
+}
+
+fn main() {
+    // Before anything else: a sandbox's PID 1 must stay tiny.
+    if std::env::args_os()
+        .nth(1)
+        .is_some_and(|command| command == "pause")
+    {
+        std::process::exit(pause::run());
+    }
+    let cli = Cli::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("keelson: cannot start the runtime: {error}");
+            std::process::exit(1);
+        }
+    };
+    if let Err(error) = runtime.block_on(run(cli.command)) {
+        eprintln!("keelson: {error:#}");
+        std::process::exit(1);
+    }
+}
+
+async fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Up(options) => cluster::up::run(options).await,
+        Command::Status(options) => cluster::status::run(options).await,
+        Command::Pause => std::process::exit(pause::run()),
+    }
+}

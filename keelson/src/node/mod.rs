@@ -1,0 +1,5 @@
+//! What one machine contributes to a cluster: containerd, images, the pod network.
+
+pub mod containerd;
+pub mod image;
+pub mod network;
