@@ -8,6 +8,7 @@ pub mod meta;
 pub mod quantity;
 pub mod schema;
 pub mod selector;
+pub mod spdy;
 pub mod status;
 pub mod text;
 pub mod time;
