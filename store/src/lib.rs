@@ -1,6 +1,11 @@
 //! Storage: the [`Store`] trait (a small MVCC key-value protocol, shaped after etcd v3's) and its engines.
 //! Knows nothing of API objects: keys are paths such as `/registry/pods/default/a`, values are bytes.
 
+pub mod embedded;
+#[cfg(any(test, feature = "suite"))]
+#[allow(clippy::missing_panics_doc)]
+pub mod suite;
+
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -113,7 +118,7 @@ pub struct Event {
 /// What a watch delivers.
 #[derive(Clone, Debug)]
 pub enum WatchItem {
-    /// All changes of one revision in the watched range.
+    /// Changes in the watched range in order of revision; those of one revision are never split over two items.
     Events(Vec<Event>),
     /// No change up to and including this revision is still to come.
     Progress(Revision),
