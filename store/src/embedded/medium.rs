@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use parking_lot::Mutex;
 use redb::backends::FileBackend;
 use redb::{BackendError, Database, DatabaseError, ReadableDatabase, StorageBackend, StorageError};
 
@@ -214,8 +215,8 @@ impl Medium {
         self.header_written.store(false, Ordering::SeqCst);
     }
 
-    /// Whether the header may have been written since. redb makes a transaction the newest one by writing the header
-    /// last: a commit that failed before is not in the file.
+    /// Whether the header may have been written since, which is what makes a transaction the newest one: a commit that
+    /// failed before is not in the file.
     pub fn header_written(&self) -> bool {
         self.header_written.load(Ordering::SeqCst)
     }
@@ -223,6 +224,7 @@ impl Medium {
     fn wrap(&self, inner: FileBackend) -> Tracked {
         Tracked {
             inner,
+            header: Mutex::default(),
             header_written: self.header_written.clone(),
             #[cfg(test)]
             faults: self.faults.clone(),
@@ -236,13 +238,33 @@ const FIRST_REVISION: Revision = 1;
 /// The header stands in front, on a page of its own.
 const HEADER_BYTES: u64 = 4096;
 
-/// The file as redb sees it, with an eye on the header.
+/// The file as redb sees it, except that the header is written after everything else, just before the sync: whatever
+/// fails before leaves the transaction out of the file for certain.
 #[derive(Debug)]
 struct Tracked {
     inner: FileBackend,
+    /// Header bytes that wait for the sync: offset and contents, in the order of writing.
+    header: Mutex<Vec<(u64, Vec<u8>)>>,
     header_written: Arc<AtomicBool>,
     #[cfg(test)]
     faults: Arc<faults::Faults>,
+}
+
+impl Tracked {
+    fn put(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        #[cfg(test)]
+        self.faults.write(data.len())?;
+        self.inner.write(offset, data)
+    }
+
+    fn put_header(&self) -> io::Result<()> {
+        let mut header = self.header.lock();
+        for (offset, data) in header.drain(..) {
+            self.header_written.store(true, Ordering::SeqCst);
+            self.put(offset, &data)?;
+        }
+        Ok(())
+    }
 }
 
 impl StorageBackend for Tracked {
@@ -251,6 +273,9 @@ impl StorageBackend for Tracked {
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        if offset < HEADER_BYTES {
+            self.put_header()?;
+        }
         self.inner.read(offset, out)
     }
 
@@ -259,18 +284,19 @@ impl StorageBackend for Tracked {
     }
 
     fn sync_data(&self) -> io::Result<()> {
+        self.put_header()?;
         #[cfg(test)]
         self.faults.sync()?;
         self.inner.sync_data()
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        #[cfg(test)]
-        self.faults.write(data.len())?;
         if offset < HEADER_BYTES {
-            self.header_written.store(true, Ordering::SeqCst);
+            self.header.lock().push((offset, data.to_vec()));
+            return Ok(());
         }
-        self.inner.write(offset, data)
+        self.put(offset, data)
+            .inspect_err(|_| self.header.lock().clear())
     }
 
     fn close(&self) -> io::Result<()> {
