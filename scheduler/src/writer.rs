@@ -1,0 +1,416 @@
+//! The scheduler's writes: bindings, pod status, evictions, events.
+//!
+//! Bindings run side by side up to a bound. Status writes of one pod keep their order. Events are told on a best-effort basis: when
+//! too many wait, new ones are dropped, as upstream's broadcaster does.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{ObjectReference, Pod};
+use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
+use keelson_machinery::clock::Clock;
+use keelson_machinery::time;
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::{Api, Client};
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+use crate::pod::PodInfo;
+use crate::scheduler::Action;
+
+/// How many status writers there are; a pod always goes to the same one.
+const STATUS_WRITERS: usize = 4;
+/// How many status writes may wait for one writer.
+const STATUS_QUEUE: usize = 1024;
+/// How many events may wait.
+const EVENT_QUEUE: usize = 4096;
+/// How many events are written side by side.
+const EVENT_WRITERS: usize = 4;
+/// The longest note of an event, in bytes (`NoteLengthLimit`).
+const NOTE_LIMIT: usize = 1024;
+
+/// How a binding ended.
+#[derive(Debug)]
+pub struct Binding {
+    /// The pod.
+    pub uid: String,
+    /// `Err` with what the API said.
+    pub result: Result<(), String>,
+}
+
+/// Carries out [`Action`]s.
+pub struct Writer {
+    client: Client,
+    clock: Clock,
+    reporter: Arc<Reporter>,
+    status: Vec<mpsc::Sender<StatusWrite>>,
+    bindings: mpsc::UnboundedSender<Binding>,
+}
+
+enum StatusWrite {
+    Patch {
+        namespace: String,
+        name: String,
+        body: Value,
+    },
+    Preempt {
+        preemptor: Arc<PodInfo>,
+        node: Arc<str>,
+        victim: Arc<PodInfo>,
+    },
+}
+
+impl Writer {
+    /// Starts the writers. Each binding's end is sent to `bindings`; the caller bounds how many run at once.
+    pub fn start(
+        client: Client,
+        clock: Clock,
+        controller: &str,
+        instance: &str,
+        bindings: mpsc::UnboundedSender<Binding>,
+    ) -> Self {
+        let reporter = Arc::new(Reporter::start(
+            client.clone(),
+            clock.clone(),
+            controller,
+            instance,
+        ));
+        let status = (0..STATUS_WRITERS)
+            .map(|_| {
+                let (sender, receiver) = mpsc::channel(STATUS_QUEUE);
+                tokio::spawn(write_status(
+                    client.clone(),
+                    clock.clone(),
+                    reporter.clone(),
+                    receiver,
+                ));
+                sender
+            })
+            .collect();
+        Writer {
+            client,
+            clock,
+            reporter,
+            status,
+            bindings,
+        }
+    }
+
+    /// Begins to carry out an action; waits only when too many status writes are queued.
+    pub async fn act(&self, action: Action) {
+        match action {
+            Action::Bind { pod, node, .. } => {
+                let (client, reporter) = (self.client.clone(), self.reporter.clone());
+                let done = self.bindings.clone();
+                tokio::spawn(async move {
+                    let result = bind(&client, &pod, &node).await.map_err(|e| describe(&e));
+                    if result.is_ok() {
+                        let note = format!("Successfully assigned {} to {node}", pod.key());
+                        reporter.report(&pod, None, "Normal", "Scheduled", "Binding", note);
+                    }
+                    // The receiver is gone only when the scheduler ends.
+                    let _ = done.send(Binding {
+                        uid: pod.uid.clone(),
+                        result,
+                    });
+                });
+            }
+            Action::ReportFailure { pod, message } => {
+                let note = truncated(message);
+                self.reporter.report(
+                    &pod,
+                    None,
+                    "Warning",
+                    "FailedScheduling",
+                    "Scheduling",
+                    note,
+                );
+            }
+            Action::PatchStatus {
+                pod,
+                condition,
+                transition,
+                nominated_node,
+            } => {
+                let mut status = json!({});
+                if let Some(condition) = condition {
+                    let mut written = json!({
+                        "type": "PodScheduled", "status": condition.status, "reason": condition.reason,
+                        "message": condition.message, "observedGeneration": condition.observed_generation,
+                    });
+                    if transition {
+                        written["lastProbeTime"] = Value::Null;
+                        written["lastTransitionTime"] = time::format(self.clock.now()).into();
+                    }
+                    status["conditions"] = json!([written]);
+                }
+                if let Some(node) = nominated_node {
+                    status["nominatedNodeName"] = if node.is_empty() {
+                        Value::Null
+                    } else {
+                        node.into()
+                    };
+                }
+                let body = json!({"metadata": {"uid": pod.uid}, "status": status});
+                let (namespace, name) = (pod.namespace.clone(), pod.name.clone());
+                self.queue(
+                    &pod,
+                    StatusWrite::Patch {
+                        namespace,
+                        name,
+                        body,
+                    },
+                )
+                .await;
+            }
+            Action::Preempt {
+                preemptor,
+                node,
+                victims,
+            } => {
+                for victim in victims {
+                    let (preemptor, node) = (preemptor.clone(), node.clone());
+                    let pod = victim.clone();
+                    self.queue(
+                        &pod,
+                        StatusWrite::Preempt {
+                            preemptor,
+                            node,
+                            victim,
+                        },
+                    )
+                    .await;
+                }
+            }
+        }
+    }
+
+    async fn queue(&self, pod: &PodInfo, write: StatusWrite) {
+        let mut hasher = DefaultHasher::new();
+        pod.uid.hash(&mut hasher);
+        let at = (hasher.finish() % self.status.len() as u64) as usize;
+        if self.status[at].send(write).await.is_err() {
+            tracing::error!("the status writer is gone");
+        }
+    }
+}
+
+async fn bind(client: &Client, pod: &PodInfo, node: &str) -> Result<(), kube::Error> {
+    let api: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace);
+    let binding = json!({
+        "apiVersion": "v1", "kind": "Binding",
+        "metadata": {"name": pod.name, "namespace": pod.namespace, "uid": pod.uid},
+        "target": {"kind": "Node", "name": node},
+    });
+    api.create_subresource::<_, Value>("binding", &pod.name, &PostParams::default(), &binding)
+        .await
+        .map(drop)
+}
+
+/// The API's own message where it gave one.
+fn describe(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        other => other.to_string(),
+    }
+}
+
+async fn write_status(
+    client: Client,
+    clock: Clock,
+    reporter: Arc<Reporter>,
+    mut writes: mpsc::Receiver<StatusWrite>,
+) {
+    while let Some(write) = writes.recv().await {
+        match write {
+            StatusWrite::Patch {
+                namespace,
+                name,
+                body,
+            } => {
+                patch_status(&client, &namespace, &name, &body).await;
+            }
+            StatusWrite::Preempt {
+                preemptor,
+                node,
+                victim,
+            } => {
+                evict(&client, &clock, &reporter, &preemptor, &node, &victim).await;
+            }
+        }
+    }
+}
+
+/// Returns whether the pod may still be there.
+async fn patch_status(client: &Client, namespace: &str, name: &str, body: &Value) -> bool {
+    let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
+    match api
+        .patch_status(name, &PatchParams::default(), &Patch::Strategic(body))
+        .await
+    {
+        Ok(_) => true,
+        Err(error) if is_gone(&error) => false,
+        Err(error) => {
+            tracing::error!(pod = %format!("{namespace}/{name}"), error = %error, "cannot update the pod's status");
+            true
+        }
+    }
+}
+
+/// Whether the pod is not there any more, or is another one of the same name.
+fn is_gone(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 404 || status.code == 409)
+}
+
+async fn evict(
+    client: &Client,
+    clock: &Clock,
+    reporter: &Reporter,
+    preemptor: &PodInfo,
+    node: &str,
+    victim: &PodInfo,
+) {
+    let body = json!({"metadata": {"uid": victim.uid}, "status": {"conditions": [{
+        "type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler",
+        "message": format!("{}: preempting to accommodate a higher priority pod", reporter.controller),
+        "lastProbeTime": null, "lastTransitionTime": time::format(clock.now()),
+    }]}});
+    if !patch_status(client, &victim.namespace, &victim.name, &body).await {
+        return;
+    }
+    let api: Api<Pod> = Api::namespaced(client.clone(), &victim.namespace);
+    let preconditions = Preconditions {
+        uid: Some(victim.uid.clone()),
+        resource_version: None,
+    };
+    let params = DeleteParams {
+        preconditions: Some(preconditions),
+        ..DeleteParams::default()
+    };
+    match api.delete(&victim.name, &params).await {
+        Ok(_) => {}
+        Err(error) if is_gone(&error) => return,
+        Err(error) => {
+            tracing::error!(pod = %victim.key(), error = %error, "cannot preempt the pod");
+            return;
+        }
+    }
+    let note = format!("Preempted by pod {} on node {node}", preemptor.uid);
+    reporter.report(
+        victim,
+        Some(preemptor),
+        "Normal",
+        "Preempted",
+        "Preempting",
+        note,
+    );
+}
+
+/// Cuts a note to what the API takes, between characters.
+fn truncated(mut note: String) -> String {
+    const SUFFIX: &str = " ...";
+    if note.len() > NOTE_LIMIT {
+        let mut end = NOTE_LIMIT - SUFFIX.len();
+        while !note.is_char_boundary(end) {
+            end -= 1;
+        }
+        note.truncate(end);
+        note.push_str(SUFFIX);
+    }
+    note
+}
+
+/// Writes `events.k8s.io` events.
+struct Reporter {
+    clock: Clock,
+    controller: String,
+    instance: String,
+    events: mpsc::Sender<Event>,
+}
+
+impl Reporter {
+    fn start(client: Client, clock: Clock, controller: &str, instance: &str) -> Self {
+        let (events, receiver) = mpsc::channel::<Event>(EVENT_QUEUE);
+        let receiver = Arc::new(tokio::sync::Mutex::new(receiver));
+        for _ in 0..EVENT_WRITERS {
+            let (client, receiver) = (client.clone(), receiver.clone());
+            tokio::spawn(async move {
+                loop {
+                    let Some(event) = receiver.lock().await.recv().await else {
+                        return;
+                    };
+                    let namespace = event.metadata.namespace.clone().unwrap_or_default();
+                    let api: Api<Event> = Api::namespaced(client.clone(), &namespace);
+                    if let Err(error) = api.create(&PostParams::default(), &event).await {
+                        tracing::debug!(error = %error, "cannot write an event");
+                    }
+                }
+            });
+        }
+        Reporter {
+            clock,
+            controller: controller.to_owned(),
+            instance: instance.to_owned(),
+            events,
+        }
+    }
+
+    fn report(
+        &self,
+        pod: &PodInfo,
+        related: Option<&PodInfo>,
+        kind: &str,
+        reason: &str,
+        action: &str,
+        note: String,
+    ) {
+        let now = self.clock.now();
+        let event = Event {
+            metadata: ObjectMeta {
+                // As upstream: the object's name and the time in hexadecimal nanoseconds.
+                name: Some(format!("{}.{:x}", pod.name, now.as_nanosecond())),
+                namespace: Some(pod.namespace.clone()),
+                ..ObjectMeta::default()
+            },
+            event_time: Some(MicroTime(now)),
+            reporting_controller: Some(self.controller.clone()),
+            reporting_instance: Some(self.instance.clone()),
+            action: Some(action.to_owned()),
+            reason: Some(reason.to_owned()),
+            regarding: Some(reference(pod)),
+            related: related.map(reference),
+            note: Some(note),
+            type_: Some(kind.to_owned()),
+            ..Event::default()
+        };
+        if self.events.try_send(event).is_err() {
+            tracing::debug!(pod = %pod.key(), reason, "too many events wait; one is dropped");
+        }
+    }
+}
+
+fn reference(pod: &PodInfo) -> ObjectReference {
+    ObjectReference {
+        api_version: Some("v1".to_owned()),
+        kind: Some("Pod".to_owned()),
+        namespace: Some(pod.namespace.clone()),
+        name: Some(pod.name.clone()),
+        uid: Some(pod.uid.clone()),
+        resource_version: Some(pod.resource_version.clone()).filter(|v| !v.is_empty()),
+        ..ObjectReference::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn notes_are_cut_between_characters() {
+        for (len, want) in [(10, 10), (1024, 1024), (1025, 1024)] {
+            assert_eq!(truncated("a".repeat(len)).len(), want);
+        }
+        assert!(truncated("é".repeat(600)).ends_with("é ..."));
+    }
+}
