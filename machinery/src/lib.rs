@@ -5,6 +5,7 @@ pub mod catalog;
 pub mod clock;
 pub mod int_or_string;
 pub mod meta;
+pub mod patch;
 pub mod quantity;
 pub mod schema;
 pub mod selector;

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::value::Value;
+use crate::value::{Object, Value};
 
 /// Whether Go's `unicode.IsPrint` holds: letters, marks, numbers, punctuation, symbols and the plain space.
 pub fn is_print(c: char) -> bool {
@@ -72,6 +72,31 @@ pub fn go_string_slice<S: AsRef<str>>(items: &[S]) -> String {
 pub fn go_slice<S: AsRef<str>>(items: &[S]) -> String {
     let items: Vec<&str> = items.iter().map(AsRef::as_ref).collect();
     format!("[{}]", items.join(" "))
+}
+
+/// `value` as Go's `%v` prints decoded JSON: `map[a:1 b:[x y]]`, text unquoted, null as `<nil>`.
+pub fn go_value(value: &Value) -> String {
+    match value {
+        Value::Null => "<nil>".to_owned(),
+        Value::String(text) => text.clone(),
+        Value::Bool(_) | Value::Number(_) => value.to_string(),
+        Value::Array(items) => {
+            let items: Vec<String> = items.iter().map(go_value).collect();
+            format!("[{}]", items.join(" "))
+        }
+        Value::Object(object) => go_map(object),
+    }
+}
+
+/// `object` as Go's `%v` prints a map: keys sorted.
+pub fn go_map(object: &Object) -> String {
+    let mut members: Vec<(&String, &Value)> = object.iter().collect();
+    members.sort_unstable_by_key(|(key, _)| *key);
+    let members: Vec<String> = members
+        .into_iter()
+        .map(|(key, value)| format!("{key}:{}", go_value(value)))
+        .collect();
+    format!("map[{}]", members.join(" "))
 }
 
 /// `value` as Go's `encoding/json` writes it: compact, keys sorted, and `<`, `>`, `&` as escapes.
