@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
+use futures::StreamExt;
 use keelson_machinery::status::ApiError;
 use keelson_machinery::value::Value;
+use tokio_util::sync::CancellationToken;
 
-use crate::reader::{GroupResource, ObjectReader};
+use crate::reader::{Change, GroupResource, ObjectReader};
 
 /// A cheap handle to an [`ObjectReader`].
 #[derive(Clone)]
@@ -48,5 +50,32 @@ impl Objects {
         self.0
             .list(&GroupResource::new(group, resource), namespace)
             .await
+    }
+}
+
+/// Feeds every change of `resources` to `apply` (with the index of the resource) until `shutdown`, or until the
+/// streams end. `synced` turns true once the present state of all of them has been delivered.
+pub async fn follow(
+    objects: Objects,
+    resources: Vec<GroupResource>,
+    synced: tokio::sync::watch::Sender<bool>,
+    shutdown: CancellationToken,
+    mut apply: impl FnMut(usize, Change) + Send,
+) {
+    let mut waiting: Vec<bool> = vec![true; resources.len()];
+    let tagged = |(index, resource): (usize, &GroupResource)| {
+        objects
+            .0
+            .changes(resource)
+            .map(move |change| (index, change))
+            .boxed()
+    };
+    let mut changes = futures::stream::select_all(resources.iter().enumerate().map(tagged));
+    while let Some(Some((index, change))) = shutdown.run_until_cancelled(changes.next()).await {
+        if !matches!(change, Change::Synced) {
+            apply(index, change);
+        } else if std::mem::take(&mut waiting[index]) && !waiting.contains(&true) {
+            synced.send_replace(true);
+        }
     }
 }

@@ -22,6 +22,9 @@ pub struct RequestInfo {
     pub is_resource: bool,
     /// The URL path.
     pub path: String,
+    /// The `fieldSelector` of a list, watch or deletecollection as the client wrote it; authorizers may allow what it
+    /// narrows down to (a node reads the Pods bound to it).
+    pub field_selector: String,
     /// Kubernetes verb for resources (`get`, `list`, `watch`, `create`, `update`, `patch`, `delete`,
     /// `deletecollection`, `proxy`), the lower-case HTTP method otherwise.
     pub verb: String,
