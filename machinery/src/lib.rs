@@ -3,6 +3,7 @@
 
 pub mod catalog;
 pub mod clock;
+pub mod codec;
 pub mod int_or_string;
 pub mod meta;
 pub mod patch;

@@ -19,6 +19,8 @@ pub struct GoField {
     pub always: bool,
     /// The JSON tag has `omitzero`.
     pub omit_zero: bool,
+    /// The struct is embedded: its members stand directly in the parent's JSON object.
+    pub inline: bool,
     /// The Go type without pointer, package names spelled as the compiler prints them.
     pub go_type: String,
 }
@@ -174,6 +176,7 @@ fn scan_field(line: &str, own: &str, imports: &HashMap<String, String>, found: &
             pointer,
             always: !options.contains(&"omitempty") && !options.contains(&"inline"),
             omit_zero: options.contains(&"omitzero"),
+            inline: options.contains(&"inline"),
             go_type: go_type(spelled.trim_start_matches('*'), own, imports),
         },
     );
@@ -212,7 +215,7 @@ fn go_type(spelled: &str, own: &str, imports: &HashMap<String, String>) -> Strin
 /// The text form kept in `xtask/facts/go-fields.txt`.
 pub fn render(types: &BTreeMap<String, GoType>) -> String {
     let mut out = String::from(
-        "# Go declarations of the API types, v1.36, by wire number: JSON or embedded name, `p` pointer, `a` written even when empty, `z` omitzero, then the\n\
+        "# Go declarations of the API types, v1.36, by wire number: JSON or embedded name, `p` pointer, `a` written even when empty, `z` omitzero, `i` inline, then the\n\
          # Go type. Made by `cargo xtask gen --go-api <kubernetes checkout>`.\n",
     );
     for (name, found) in types {
@@ -227,6 +230,7 @@ pub fn render(types: &BTreeMap<String, GoType>) -> String {
                 (field.pointer, 'p'),
                 (field.always, 'a'),
                 (field.omit_zero, 'z'),
+                (field.inline, 'i'),
             ] {
                 if on {
                     flags.push(flag);
@@ -262,6 +266,7 @@ pub fn parse(text: &str) -> Result<BTreeMap<String, GoType>> {
                 pointer: flags.contains('p'),
                 always: flags.contains('a'),
                 omit_zero: flags.contains('z'),
+                inline: flags.contains('i'),
                 go_type: go_type.to_string(),
             };
             out.entry(name.clone())

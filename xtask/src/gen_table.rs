@@ -103,6 +103,11 @@ fn compact_types(types: &str, go: &BTreeMap<String, GoType>) -> Result<String> {
             if current.is_some_and(|g| g.type_meta) {
                 out.push_str(" typemeta");
             }
+            // Go has no struct for a message that only wraps a list: there the list itself is the type.
+            let first = types.lines().nth(index + 1).unwrap_or("");
+            if current.is_none() && first.starts_with("  items 1 repeated ") {
+                out.push_str(" list");
+            }
             out.push('\n');
             continue;
         }
@@ -122,17 +127,19 @@ fn compact_types(types: &str, go: &BTreeMap<String, GoType>) -> Result<String> {
             }
             other => bail!("{}: unknown cardinality {other:?}", at()),
         };
-        let inline = marks.contains(&"inline");
         let found = current.and_then(|g| g.fields.get(&number.parse::<u32>().ok()?));
-        // Types outside the published OpenAPI have their wire names in the facts; Go's tag has the JSON name.
+        // Types outside the published OpenAPI lack the mark, and have their wire names in the facts; Go's tag has the JSON name.
         let mut json_name = *name;
-        if let Some(field) = found.filter(|f| !inline && f.json != *name) {
+        if let Some(field) = found.filter(|f| !f.inline && f.json != *name) {
             json_name = &field.json;
             if !marks.iter().any(|m| m.starts_with("protoname=")) {
                 protoname = format!(" protoname={name}");
             }
         }
         out.push_str(&format!("{json_name} {number} {kind}{protoname}"));
+        if found.is_some_and(|f| f.inline) && !marks.contains(&"inline") {
+            out.push_str(" inline");
+        }
         for mark in marks {
             // The format follows from the type.
             if !mark.starts_with("format=") {

@@ -90,6 +90,8 @@ pub struct Type {
     type_meta: bool,
     published: bool,
     map_type: Option<MapType>,
+    /// Only wraps a list, which in JSON stands alone.
+    is_list: bool,
     body: OnceLock<Body>,
     zero: OnceLock<Value>,
     zero_wire: OnceLock<Box<[u8]>>,

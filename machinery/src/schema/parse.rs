@@ -31,6 +31,7 @@ pub(super) fn index(text: &'static str) -> Schema {
                 type_meta: false,
                 published: true,
                 map_type: None,
+                is_list: false,
                 body: OnceLock::new(),
                 zero: OnceLock::new(),
                 zero_wire: OnceLock::new(),
@@ -39,6 +40,7 @@ pub(super) fn index(text: &'static str) -> Schema {
             for mark in words {
                 match mark {
                     "typemeta" => found.type_meta = true,
+                    "list" => found.is_list = true,
                     "noopenapi" => found.published = false,
                     "map=atomic" => found.map_type = Some(MapType::Atomic),
                     "map=granular" => found.map_type = Some(MapType::Granular),
@@ -198,10 +200,7 @@ fn message_kind(found: &'static Type) -> Kind {
         "JSONSchemaPropsOrArray" if extensions => Kind::SchemaOrArray(found),
         "JSONSchemaPropsOrBool" if extensions => Kind::SchemaOrBool(found),
         "JSONSchemaPropsOrStringArray" if extensions => Kind::SchemaOrStrings(found),
-        // A lone field called items: every API list also has metadata.
-        _ if found.text.starts_with("items 1 []") && found.text.trim_end().lines().count() == 1 => {
-            Kind::Items(found)
-        }
+        _ if found.is_list => Kind::Items(found),
         _ => Kind::Message(found),
     }
 }
