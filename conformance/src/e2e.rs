@@ -1,0 +1,404 @@
+//! Runs an upstream `e2e.test` binary against a cluster and sums up what it reports.
+//!
+//! Specs that may run side by side go through a pool of processes in small batches, so that one slow spec holds up
+//! nobody; serial ones run afterwards, one at a time.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use serde::Deserialize;
+use tokio::process::Command;
+
+/// Specs given to one process at a time: its start costs about a second, and a batch holds its other specs up.
+const BATCH: usize = 5;
+/// A batch that takes longer hangs; upstream's slowest spec takes about ten minutes.
+const BATCH_LIMIT: Duration = Duration::from_secs(3600);
+
+/// What to run, and where.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The binary.
+    pub e2e_test: PathBuf,
+    /// Regular expression that names must match.
+    pub focus: String,
+    /// Regular expression that names must not match.
+    pub skip: Option<String>,
+    /// The cluster.
+    pub kubeconfig: PathBuf,
+    /// kubectl for the specs that need it.
+    pub kubectl: Option<PathBuf>,
+    /// Where reports and output go.
+    pub report: PathBuf,
+    /// Processes at once for specs that allow it.
+    pub procs: usize,
+}
+
+/// How one spec went.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outcome {
+    /// Its whole name.
+    pub name: String,
+    /// True when it passed.
+    pub passed: bool,
+    /// Seconds it took.
+    pub seconds: f64,
+    /// Why it failed.
+    pub message: String,
+}
+
+/// All outcomes of a run.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// One per spec.
+    pub outcomes: Vec<Outcome>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct SuiteReport {
+    spec_reports: Option<Vec<SpecReport>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct SpecReport {
+    #[serde(default)]
+    container_hierarchy_texts: Option<Vec<String>>,
+    leaf_node_type: String,
+    leaf_node_text: String,
+    state: String,
+    /// Nanoseconds.
+    #[serde(default)]
+    run_time: f64,
+    #[serde(default)]
+    failure: Option<Failure>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Failure {
+    #[serde(default)]
+    message: String,
+}
+
+/// Reads a ginkgo JSON report: every spec that was not skipped.
+fn read_report(json: &[u8]) -> anyhow::Result<Vec<Outcome>> {
+    let suites: Vec<SuiteReport> =
+        serde_json::from_slice(json).context("the report is not ginkgo's")?;
+    let specs = suites
+        .into_iter()
+        .flat_map(|suite| suite.spec_reports.unwrap_or_default());
+    let ran = specs.filter(|spec| {
+        spec.leaf_node_type == "It" && !matches!(spec.state.as_str(), "skipped" | "pending")
+    });
+    Ok(ran
+        .map(|spec| {
+            let mut texts = spec.container_hierarchy_texts.unwrap_or_default();
+            texts.push(spec.leaf_node_text);
+            Outcome {
+                name: texts.join(" "),
+                passed: spec.state == "passed",
+                seconds: spec.run_time / 1e9,
+                message: spec
+                    .failure
+                    .map(|failure| failure.message)
+                    .unwrap_or_default(),
+            }
+        })
+        .collect())
+}
+
+/// A regular expression (Go's RE2) that matches exactly the given names at the end of a text.
+fn exactly(names: &[String]) -> String {
+    let escaped = names.iter().map(|name| {
+        name.chars()
+            .fold(String::with_capacity(name.len() + 8), |mut text, c| {
+                if r"\.+*?()|[]{}^$".contains(c) {
+                    text.push('\\');
+                }
+                text.push(c);
+                text
+            })
+    });
+    format!("(?:{})$", escaped.collect::<Vec<_>>().join("|"))
+}
+
+/// Runs everything that matches and returns how it went. A spec that left no report counts as failed.
+///
+/// # Errors
+/// When the binary cannot be run at all, or nothing matches.
+pub async fn run(options: &Options) -> anyhow::Result<Report> {
+    std::fs::create_dir_all(&options.report)
+        .with_context(|| format!("creating {}", options.report.display()))?;
+    let names = list(options).await?;
+    if names.is_empty() {
+        bail!(
+            "no spec of {} matches {:?}",
+            options.e2e_test.display(),
+            options.focus
+        );
+    }
+    let (serial, parallel): (Vec<String>, Vec<String>) = names
+        .into_iter()
+        .partition(|name| name.contains("[Serial]") || name.contains("[Disruptive]"));
+    println!(
+        "{} specs side by side in {} processes, then {} one at a time",
+        parallel.len(),
+        options.procs,
+        serial.len()
+    );
+    let mut report = Report::default();
+    for (what, names, procs, batch) in [
+        ("parallel", parallel, options.procs.max(1), BATCH),
+        ("serial", serial, 1, 1),
+    ] {
+        report
+            .outcomes
+            .extend(run_pool(options, what, names, procs, batch).await?);
+    }
+    Ok(report)
+}
+
+/// The names of all specs that match, by a dry run.
+async fn list(options: &Options) -> anyhow::Result<Vec<String>> {
+    let path = options.report.join("list.json");
+    let mut command = Command::new(&options.e2e_test);
+    command
+        .arg("--ginkgo.dry-run")
+        .arg(format!("--ginkgo.focus={}", options.focus))
+        .arg(format!("--ginkgo.json-report={}", path.display()));
+    if let Some(skip) = &options.skip {
+        command.arg(format!("--ginkgo.skip={skip}"));
+    }
+    let output = command
+        .arg("--provider=skeleton")
+        .stdin(Stdio::null())
+        .output()
+        .await
+        .with_context(|| format!("running {}", options.e2e_test.display()))?;
+    if !output.status.success() {
+        bail!(
+            "{} cannot list its specs: {}",
+            options.e2e_test.display(),
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+    }
+    let json = std::fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+    Ok(read_report(&json)?
+        .into_iter()
+        .map(|outcome| outcome.name)
+        .collect())
+}
+
+async fn run_pool(
+    options: &Options,
+    what: &str,
+    names: Vec<String>,
+    procs: usize,
+    batch: usize,
+) -> anyhow::Result<Vec<Outcome>> {
+    let batches: VecDeque<(usize, Vec<String>)> = names
+        .chunks(batch)
+        .map(<[String]>::to_vec)
+        .enumerate()
+        .collect();
+    let total = names.len();
+    let queue = Arc::new(Mutex::new(batches));
+    let mut workers = tokio::task::JoinSet::new();
+    let done = Arc::new(Mutex::new(Vec::new()));
+    for _ in 0..procs {
+        let (options, what, queue, done) = (
+            options.clone(),
+            what.to_owned(),
+            queue.clone(),
+            done.clone(),
+        );
+        workers.spawn(async move {
+            loop {
+                // A poisoned lock means that another worker panicked; its outcomes are missing and counted as failed.
+                let next = queue.lock().unwrap_or_else(|e| e.into_inner()).pop_front();
+                let Some((number, names)) = next else {
+                    return anyhow::Ok(());
+                };
+                let outcomes = run_batch(&options, &format!("{what}-{number:03}"), names).await?;
+                let mut done = done.lock().unwrap_or_else(|e| e.into_inner());
+                for outcome in outcomes {
+                    done.push(outcome.clone());
+                    let mark = if outcome.passed { "ok  " } else { "FAIL" };
+                    println!(
+                        "{mark} {:>4}/{total} {:>6.1} s  {}",
+                        done.len(),
+                        outcome.seconds,
+                        outcome.name
+                    );
+                }
+            }
+        });
+    }
+    while let Some(worker) = workers.join_next().await {
+        worker.context("a worker panicked")??;
+    }
+    let outcomes = done.lock().unwrap_or_else(|e| e.into_inner()).clone();
+    Ok(outcomes)
+}
+
+async fn run_batch(
+    options: &Options,
+    label: &str,
+    names: Vec<String>,
+) -> anyhow::Result<Vec<Outcome>> {
+    let json = options.report.join(format!("{label}.json"));
+    let log = options.report.join(format!("{label}.log"));
+    let out = std::fs::File::create(&log).with_context(|| format!("creating {}", log.display()))?;
+    let mut command = Command::new(&options.e2e_test);
+    command
+        .arg(format!("--ginkgo.focus={}", exactly(&names)))
+        .arg(format!("--ginkgo.json-report={}", json.display()))
+        .args([
+            "--ginkgo.no-color",
+            "--ginkgo.timeout=2h",
+            "--provider=skeleton",
+            "--disable-log-dump=true",
+            "--node-os-distro=custom",
+            "--allowed-not-ready-nodes=0",
+        ])
+        .arg(format!("--kubeconfig={}", options.kubeconfig.display()));
+    if let Some(kubectl) = &options.kubectl {
+        command.arg(format!("--kubectl-path={}", kubectl.display()));
+    }
+    command
+        .stdin(Stdio::null())
+        .stdout(out.try_clone()?)
+        .stderr(out)
+        .kill_on_drop(true);
+    let mut child = command
+        .spawn()
+        .with_context(|| format!("running {}", options.e2e_test.display()))?;
+    let ended = tokio::time::timeout(BATCH_LIMIT, child.wait()).await;
+    let why = match ended {
+        Ok(status) => format!("no report ({}); see {}", status?, log.display()),
+        Err(_) => {
+            child.kill().await?;
+            format!(
+                "still running after {} s; see {}",
+                BATCH_LIMIT.as_secs(),
+                log.display()
+            )
+        }
+    };
+    let mut reported: BTreeMap<String, Outcome> = match std::fs::read(&json) {
+        Ok(text) => read_report(&text)?
+            .into_iter()
+            .map(|outcome| (outcome.name.clone(), outcome))
+            .collect(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => BTreeMap::new(),
+        Err(error) => return Err(error).with_context(|| format!("reading {}", json.display())),
+    };
+    let missing = |name: String| Outcome {
+        name,
+        passed: false,
+        seconds: 0.0,
+        message: why.clone(),
+    };
+    Ok(names
+        .into_iter()
+        .map(|name| reported.remove(&name).unwrap_or_else(|| missing(name)))
+        .collect())
+}
+
+/// The SIG in a spec's name, `[sig-node] Pods ...`.
+fn sig(name: &str) -> &str {
+    name.split(['[', ']'])
+        .find(|part| part.starts_with("sig-"))
+        .unwrap_or("other")
+}
+
+impl Report {
+    /// How many did not pass.
+    pub fn failed(&self) -> usize {
+        self.outcomes
+            .iter()
+            .filter(|outcome| !outcome.passed)
+            .count()
+    }
+}
+
+/// One table: SIG, passed, failed, seconds; then the failed names.
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut rows: BTreeMap<&str, (usize, usize, f64)> = BTreeMap::new();
+        for outcome in &self.outcomes {
+            let row = rows.entry(sig(&outcome.name)).or_default();
+            if outcome.passed {
+                row.0 += 1
+            } else {
+                row.1 += 1
+            }
+            row.2 += outcome.seconds;
+        }
+        writeln!(
+            f,
+            "{:<22} {:>7} {:>7} {:>9}",
+            "SIG", "passed", "failed", "seconds"
+        )?;
+        let mut total = (0, 0, 0.0);
+        for (sig, (passed, failed, seconds)) in rows {
+            writeln!(f, "{sig:<22} {passed:>7} {failed:>7} {seconds:>9.0}")?;
+            total = (total.0 + passed, total.1 + failed, total.2 + seconds);
+        }
+        writeln!(
+            f,
+            "{:<22} {:>7} {:>7} {:>9.0}",
+            "total", total.0, total.1, total.2
+        )?;
+        for outcome in self.outcomes.iter().filter(|outcome| !outcome.passed) {
+            let first = outcome.message.lines().next().unwrap_or_default();
+            writeln!(
+                f,
+                "failed: {}\n        {}",
+                outcome.name,
+                first.chars().take(300).collect::<String>()
+            )?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const REPORT: &str = r#"[{"SpecReports": [
+        {"ContainerHierarchyTexts": ["[sig-node] Pods"], "LeafNodeType": "It", "LeafNodeText": "runs [Conformance]", "State": "passed", "RunTime": 1500000000},
+        {"ContainerHierarchyTexts": ["[sig-node] Pods"], "LeafNodeType": "It", "LeafNodeText": "fails", "State": "failed", "RunTime": 1, "Failure": {"Message": "timed out\nmore"}},
+        {"ContainerHierarchyTexts": ["[sig-apps] Job"], "LeafNodeType": "It", "LeafNodeText": "skipped", "State": "skipped", "RunTime": 0},
+        {"ContainerHierarchyTexts": null, "LeafNodeType": "BeforeSuite", "LeafNodeText": "", "State": "passed", "RunTime": 7}
+    ]}]"#;
+
+    #[test]
+    fn reports_become_one_table() {
+        let report = Report {
+            outcomes: read_report(REPORT.as_bytes()).unwrap(),
+        };
+        let want = "SIG                     passed  failed   seconds\n\
+                    sig-node                     1       1         2\n\
+                    total                        1       1         2\n\
+                    failed: [sig-node] Pods fails\n        timed out\n";
+        assert_eq!(report.to_string(), want);
+        assert_eq!(report.failed(), 1);
+        assert!(read_report(b"{}").is_err());
+    }
+
+    #[test]
+    fn names_are_matched_to_the_letter() {
+        assert_eq!(
+            exactly(&["[a] b (c)".into(), "d+".into()]),
+            r"(?:\[a\] b \(c\)|d\+)$"
+        );
+    }
+}
