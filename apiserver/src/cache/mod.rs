@@ -10,12 +10,12 @@
 //! What callers use (all of `verbs` and `registry` go through these):
 //!
 //! ```text
-//! Caches::new(store, specs: Arc<dyn CacheSpecs>, clock) -> Arc<Caches>       // also implements reader::ObjectReader
+//! Caches::new(store, specs: Arc<dyn CacheSpecs>) -> Arc<Caches>               // also implements reader::ObjectReader
 //! Caches::cache(&GroupResource) -> Result<Arc<Cache>, CacheError>             // made and started at first use
 //! Caches::remove(&GroupResource)                                              // ends its watchers
 //! Cache::get(namespace, name, Freshness)        -> Result<Option<Arc<Entry>>, CacheError>          (async)
 //! Cache::list(&Selection, Freshness, Paging)    -> Result<ListPage, CacheError>                    (async)
-//! Cache::watch(Selection, WatchStart, WatchOptions) -> Result<impl Stream<Item = Delivery>, CacheError> (async)
+//! Cache::watch(Selection, WatchStart, WatchOptions) -> Result<WatchStream, CacheError>             (async)
 //! Cache::wait_for(Revision)                     -> Result<(), CacheError>                          (async)
 //! ```
 //!
@@ -24,4 +24,14 @@
 //! [`StorageCodec`](types::StorageCodec) and try again. A commit is acknowledged only after it was queued for the
 //! cache, so a get or list with `Freshness::Latest` sees it.
 
+pub mod caches;
+mod core;
+mod entry;
+pub mod fields;
+pub mod handle;
+mod scan;
+#[cfg(test)]
+mod tests;
+mod token;
 pub mod types;
+mod window;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use keelson_machinery::status::ApiError;
 use keelson_machinery::value::Value;
 use keelson_store::Revision;
 
@@ -249,7 +250,7 @@ pub enum Delivery {
     },
 }
 
-/// What can go wrong with a read. Becomes a `Status` at the border to the verbs.
+/// What can go wrong with a read. Becomes a `Status` by [`CacheError::to_api`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CacheError {
     /// A list at a revision that is no longer kept.
@@ -280,7 +281,7 @@ pub enum CacheError {
         current: Revision,
     },
     /// A continue token that makes no sense.
-    #[error("continue key is not valid: {0}")]
+    #[error("{0}")]
     BadToken(String),
     /// The cache has not yet read its first list, or lost the store.
     #[error("storage is (re)initializing")]
@@ -299,4 +300,53 @@ pub enum CacheError {
     /// The store failed.
     #[error("{0}")]
     Store(String),
+}
+
+impl CacheError {
+    /// The error as clients see it (`k8s.io/apiserver/pkg/storage/errors`).
+    pub fn to_api(&self) -> ApiError {
+        let message = self.to_string();
+        match self {
+            CacheError::ListExpired | CacheError::WatchExpired { .. } => {
+                ApiError::resource_expired(message)
+            }
+            CacheError::ContinueExpired { .. } => ApiError::resource_expired(message),
+            CacheError::TooLarge { .. } => ApiError::timeout(message, 1).with_cause(
+                "ResourceVersionTooLarge",
+                "Too large resource version",
+                "",
+            ),
+            CacheError::BadToken(_) => ApiError::bad_request(message),
+            CacheError::NotReady => ApiError::too_many_requests(message, 1),
+            CacheError::NoResource => ApiError::no_such_resource(),
+            CacheError::Corrupt { .. } | CacheError::Store(_) => ApiError::internal(message),
+        }
+    }
+}
+
+impl Selection {
+    /// Whether the entry is meant; `indexed` is the position of the resource's indexed field.
+    pub(super) fn matches(&self, entry: &Entry, indexed: Option<usize>) -> bool {
+        if let Some(namespace) = &self.namespace
+            && entry.namespace() != namespace
+        {
+            return false;
+        }
+        if let Some(name) = &self.name
+            && entry.name() != name
+        {
+            return false;
+        }
+        if let Some(value) = &self.indexed
+            && indexed.and_then(|at| entry.facts().field(at)) != Some(value)
+        {
+            return false;
+        }
+        self.predicate.as_ref().is_none_or(|holds| holds(entry))
+    }
+
+    /// Whether nothing but the namespace selects.
+    pub(super) fn is_plain(&self) -> bool {
+        self.name.is_none() && self.indexed.is_none() && self.predicate.is_none()
+    }
 }
