@@ -12,5 +12,6 @@ pub mod objects;
 pub mod pki;
 pub mod reader;
 pub mod request;
+pub mod table;
 #[cfg(test)]
 mod testing;
