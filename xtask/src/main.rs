@@ -1,7 +1,9 @@
-//! Chores of the repository: `cargo xtask gen` writes the checked-in tables made from the API facts.
+//! Chores of the repository: `cargo xtask gen` writes the checked-in tables made from the API facts, `cargo xtask tidy`
+//! keeps the habits that a tool can keep.
 
 mod gen_go;
 mod gen_table;
+mod tidy;
 
 use std::path::PathBuf;
 
@@ -25,11 +27,14 @@ enum Command {
         #[arg(long, value_name = "DIR")]
         go_api: Option<PathBuf>,
     },
+    /// Check what a tool can check of this repository's habits.
+    Tidy,
 }
 
 fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Gen { check, go_api } => gen_table::run(check, go_api.as_deref()),
+        Command::Tidy => tidy::run(),
     }
 }
 
