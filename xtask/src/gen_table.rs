@@ -212,3 +212,12 @@ fn derived_go_type(package: &str, cardinality: &str, words: &[&str]) -> String {
         _ => base,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    /// The checked-in tables are what the facts make.
+    #[test]
+    fn tables_are_up_to_date() {
+        super::run(true, None).unwrap_or_else(|e| panic!("{e:#}"));
+    }
+}

@@ -16,7 +16,7 @@ use crate::text;
 
 /// Nesting beyond this many objects and lists is refused. Upstream's limit is 10,000, but its stacks grow; no API
 /// type comes near this bound, and deeper custom objects could not be handled safely by recursive code.
-pub const MAX_DEPTH: usize = 256;
+pub const MAX_DEPTH: usize = 128;
 
 /// Whether a decode looks for unknown and duplicate fields.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,13 +8,38 @@ use crate::{quantity, time};
 
 /// The canonical form of a quantity.
 pub(super) fn quantity(text: &str) -> Result<String, String> {
+    if plainly_canonical(text) {
+        return Ok(text.to_string());
+    }
     quantity::wire_form(text).map_err(|e| e.to_string())
+}
+
+/// Whether a quantity is one of the common forms that are canonical without doubt: a few digits that neither begin
+/// with a zero nor end in three, and a usual suffix. `false` says nothing.
+fn plainly_canonical(text: &str) -> bool {
+    let end = text
+        .bytes()
+        .position(|b| !b.is_ascii_digit())
+        .unwrap_or(text.len());
+    let (digits, suffix) = text.split_at(end);
+    let most = match suffix {
+        "" | "m" | "k" | "M" | "G" => 9,
+        // Below 1024 no larger binary suffix fits.
+        "Ki" | "Mi" | "Gi" => 3,
+        _ => return false,
+    };
+    (1..=most).contains(&digits.len()) && !digits.starts_with('0') && !digits.ends_with("000")
 }
 
 /// Go's zero time, which is null in JSON and an empty message on the wire.
 const ZERO_TIME: &str = "0001-01-01T00:00:00Z";
 /// Seconds from the epoch to Go's zero time.
 const ZERO_SECONDS: i64 = -62_135_596_800;
+
+/// Whether seconds since the epoch are Go's zero time.
+pub(super) fn is_zero_time(seconds: i64) -> bool {
+    seconds == ZERO_SECONDS
+}
 
 /// The canonical form of a `metav1.Time`; `None` for the zero time.
 pub(super) fn time(text: &str) -> Result<Option<String>, String> {
@@ -188,6 +213,37 @@ fn canonical_seconds(text: &str) -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The short cut agrees with the long way wherever it is taken.
+    #[test]
+    fn common_quantities_are_canonical() {
+        for suffix in ["", "m", "k", "M", "G", "Ki", "Mi", "Gi"] {
+            for digits in [
+                "1",
+                "5",
+                "10",
+                "64",
+                "128",
+                "100",
+                "500",
+                "512",
+                "999",
+                "1024",
+                "1500",
+                "250000001",
+                "8",
+            ] {
+                let text = format!("{digits}{suffix}");
+                if plainly_canonical(&text) {
+                    assert_eq!(quantity::wire_form(&text).as_ref(), Ok(&text));
+                }
+            }
+        }
+        assert!(
+            plainly_canonical("128Mi") && plainly_canonical("100m") && !plainly_canonical("1000m")
+        );
+        assert_eq!(super::quantity("1000m"), Ok("1".into()));
+    }
 
     #[test]
     fn times_go_to_numbers_and_back() {

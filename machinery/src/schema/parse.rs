@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::sync::OnceLock;
 
-use super::{Body, Cardinality, Field, Kind, ListType, MapType, Schema, Type};
+use super::{Body, Cardinality, Field, Kind, ListType, MapType, Names, Schema, Type};
 
 /// Notes where each type begins.
 pub(super) fn index(text: &'static str) -> Schema {
@@ -86,15 +86,29 @@ pub(super) fn body(of: &'static Type) -> Body {
         }
     }
     json.sort_by_key(|f| f.json_name);
+    let small = |index: Option<usize>| index.and_then(|i| u8::try_from(i).ok()).unwrap_or(u8::MAX);
     let always = json
         .iter()
-        .copied()
-        .filter(|f| super::zero::written_when_absent(f))
+        .enumerate()
+        .filter(|(_, f)| super::zero::written_when_absent(f))
+        .map(|(index, _)| small(Some(index)))
+        .collect();
+    let json_to_wire = json
+        .iter()
+        .map(|f| small(wire.iter().position(|w| std::ptr::eq(w, *f))))
+        .collect();
+    let wire_to_json = wire
+        .iter()
+        .map(|w| small(json.iter().position(|f| std::ptr::eq(w, *f))))
         .collect();
     Body {
         wire,
         by_number,
+        names: Names::new(&json),
         json: json.into_boxed_slice(),
+        json_to_wire,
+        wire_to_json,
+        has_inline: wire.iter().any(|f| f.inline),
         always,
     }
 }

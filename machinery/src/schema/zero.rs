@@ -77,18 +77,41 @@ pub(crate) fn zero_of_kind(kind: Kind) -> Value {
 impl Type {
     /// The JSON form of a value of this type that nothing set.
     pub fn zero(&'static self) -> &'static Value {
-        self.zero_cell().get_or_init(|| {
-            let members = self
-                .always()
-                .iter()
-                .map(|f| (f.json_name.to_string(), zero_of(f)));
-            Value::Object(members.collect())
-        })
+        self.zero_cell()
+            .get_or_init(|| Value::Object(self.assemble(Vec::new())))
+    }
+
+    /// Makes an object of members given by their index in [`Type::fields`] (the last of equal ones counts), adding
+    /// those that Go always writes. Building the map from sorted members is much cheaper than inserting each.
+    pub(crate) fn assemble(&'static self, mut members: Vec<(usize, Value)>) -> Object {
+        let fields = self.fields();
+        members.sort_by_key(|(index, _)| *index);
+        let mut always = self
+            .always()
+            .iter()
+            .map(|index| usize::from(*index))
+            .peekable();
+        let mut all: Vec<(String, Value)> = Vec::with_capacity(members.len() + always.len());
+        let absent = |index: usize| {
+            let field = fields.get(index)?;
+            Some((field.json_name.to_string(), zero_of(field)))
+        };
+        for (index, value) in members {
+            while let Some(before) = always.next_if(|a| *a < index) {
+                all.extend(absent(before));
+            }
+            always.next_if(|a| *a == index);
+            if let Some(field) = fields.get(index) {
+                all.push((field.json_name.to_string(), value));
+            }
+        }
+        all.extend(always.filter_map(absent));
+        all.into_iter().collect()
     }
 
     /// Adds the members that Go always writes and that `object` lacks.
-    pub(crate) fn fill_always(&'static self, object: &mut Object) {
-        for field in self.always() {
+    fn fill_always(&'static self, object: &mut Object) {
+        for field in self.always().iter().map(|i| self.fields()[usize::from(*i)]) {
             if !object.contains_key(field.json_name) {
                 object.insert(field.json_name.to_string(), zero_of(field));
             }

@@ -23,7 +23,7 @@ pub fn decode(
     of: &'static Type,
     strictness: Strictness,
 ) -> Result<(Value, Vec<StrictError>), DecodeError> {
-    let text = String::from_utf8_lossy(bytes);
+    let text = utf8(bytes);
     Decoder::new(&text, strictness).document(Some(of))
 }
 
@@ -33,8 +33,16 @@ pub fn decode_any(
     bytes: &[u8],
     strictness: Strictness,
 ) -> Result<(Value, Vec<StrictError>), DecodeError> {
-    let text = String::from_utf8_lossy(bytes);
+    let text = utf8(bytes);
     Decoder::new(&text, strictness).document(None)
+}
+
+/// The text, what is no UTF-8 replaced as Go does. The common case takes the faster check.
+fn utf8(bytes: &[u8]) -> Cow<'_, str> {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => Cow::Borrowed(text),
+        Err(_) => String::from_utf8_lossy(bytes),
+    }
 }
 
 /// Brings a value that is already in memory (a patched object, a converted YAML document) into the form of a type,
@@ -64,7 +72,7 @@ pub fn type_meta(bytes: &[u8]) -> Result<TypeMeta<'_>, DecodeError> {
     let failed = |e: String| {
         DecodeError::Syntax(format!("couldn't get version/kind; json parse error: {e}"))
     };
-    let text = match String::from_utf8_lossy(bytes) {
+    let text = match utf8(bytes) {
         Cow::Borrowed(text) => text,
         // The lossy copy cannot be borrowed from; the names themselves survive the copying out.
         Cow::Owned(text) => {

@@ -221,6 +221,28 @@ fn syntax_errors_are_gos() {
     }
 }
 
+/// The deepest object that is let in fits on a small stack through every codec, in a debug build too.
+#[test]
+fn depth_is_bounded() {
+    let schema = ty("io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps");
+    let nested =
+        |levels: usize| format!("{}{{}}{}", r#"{"not":"#.repeat(levels), "}".repeat(levels));
+    let (value, _) = decode(nested(127).as_bytes(), schema, Strictness::Strict).expect("decodes");
+    let bytes = crate::codec::protobuf::encode(&value, schema).expect("encodes");
+    assert_eq!(
+        crate::codec::protobuf::decode(&bytes, schema).as_ref(),
+        Ok(&value)
+    );
+    let text = crate::codec::yaml::encode(&value);
+    let (back, _) = crate::codec::yaml::decode(&text, schema, Strictness::Strict).expect("decodes");
+    assert_eq!(back, value);
+    for levels in [128, 100_000] {
+        let got = decode(nested(levels).as_bytes(), schema, Strictness::Strict)
+            .map_err(|e| e.to_string());
+        assert_eq!(got, Err("invalid character '{' exceeded max depth".into()));
+    }
+}
+
 #[test]
 fn the_result_is_a_go_round_trip() {
     let text = r#"{

@@ -255,17 +255,19 @@ impl State {
             }
             _ => return self.mismatch(lexer, of.go_name()),
         }
-        let mut out = Object::new();
+        let mut members: Vec<(usize, Value)> = Vec::with_capacity(8);
+        let mut meta: [Option<Value>; 2] = [None, None];
         // Members seen, by their index in the JSON view; the two extra ones are kind and apiVersion.
         let mut seen = Seen::default();
         let fields = of.fields();
         lexer.object(|lexer, key| {
-            let Ok(index) = fields.binary_search_by(|f| f.json_name.cmp(&key)) else {
-                return self.other_member(lexer, of, &key, &mut out, &mut seen);
+            let Some(index) = of.field_index(&key) else {
+                return self.other_member(lexer, of, &key, &mut meta, &mut seen);
             };
             let field = fields[index];
             if seen.again(index) {
                 self.report(StrictError::Duplicate(field.json_name.to_string()));
+                members.retain(|(before, _)| *before != index);
             }
             let had_saved = self.saved.is_some();
             let had_fatal = self.fatal.is_some();
@@ -276,14 +278,18 @@ impl State {
             if !had_fatal && let Some(error) = &mut self.fatal {
                 error.within(of, field.json_name);
             }
-            if omitted(field, &value) {
-                out.remove(field.json_name);
-            } else {
-                out.insert(field.json_name.to_string(), value);
+            if !omitted(field, &value) {
+                members.push((index, value));
             }
             Ok(())
         })?;
-        of.fill_always(&mut out);
+        let mut out = of.assemble(members);
+        let [kind, api_version] = meta;
+        for (name, value) in [("kind", kind), ("apiVersion", api_version)] {
+            if let Some(value) = value {
+                out.insert(name.to_string(), value);
+            }
+        }
         Ok(Value::Object(out))
     }
 
@@ -293,12 +299,12 @@ impl State {
         lexer: &mut Lexer<'_>,
         of: &'static Type,
         key: &str,
-        out: &mut Object,
+        meta: &mut [Option<Value>; 2],
         seen: &mut Seen,
     ) -> Read<()> {
-        let bit = match key {
-            "kind" if of.has_type_meta() => Seen::KIND,
-            "apiVersion" if of.has_type_meta() => Seen::API_VERSION,
+        let (bit, slot) = match key {
+            "kind" if of.has_type_meta() => (Seen::KIND, 0),
+            "apiVersion" if of.has_type_meta() => (Seen::API_VERSION, 1),
             _ => {
                 self.report(StrictError::Unknown(key.to_string()));
                 return lexer.skip();
@@ -310,9 +316,7 @@ impl State {
         match lexer.peek() {
             Some(b'"') => {
                 let text = lexer.string()?;
-                if !text.is_empty() {
-                    out.insert(key.to_string(), Value::String(text.into_owned()));
-                }
+                meta[slot] = (!text.is_empty()).then(|| Value::String(text.into_owned()));
             }
             Some(b'n') => drop(lexer.literal()?),
             _ => {
@@ -380,8 +384,25 @@ impl State {
         self.kind(lexer, field.kind, field)
     }
 
-    /// One value that is not null.
+    /// One value that is not null. The kinds that nest are apart from the others, to keep the stack frames of deep
+    /// objects small.
     fn kind(&mut self, lexer: &mut Lexer<'_>, kind: Kind, field: &'static Field) -> Read<Value> {
+        match kind {
+            Kind::Message(of) => self.message(lexer, of),
+            Kind::Items(of) => match of.wire_fields().first() {
+                Some(inner) => self.list(lexer, inner.kind, inner),
+                None => self.mismatch(lexer, of.go_name()),
+            },
+            Kind::RawExtension | Kind::FieldsV1 | Kind::Json => self.unreported(|s| s.any(lexer)),
+            Kind::SchemaOrArray(_) | Kind::SchemaOrStrings(_) | Kind::SchemaOrBool(_) => {
+                self.schema_or(lexer, kind)
+            }
+            _ => self.scalar(lexer, kind, field),
+        }
+    }
+
+    #[inline(never)]
+    fn scalar(&mut self, lexer: &mut Lexer<'_>, kind: Kind, field: &'static Field) -> Read<Value> {
         let first = lexer.peek();
         let number = matches!(first, Some(b'-' | b'0'..=b'9'));
         Ok(match (kind, first) {
@@ -410,11 +431,6 @@ impl State {
                     Err(message) => self.own_error(message),
                 }
             }
-            (Kind::Message(of), _) => self.message(lexer, of)?,
-            (Kind::Items(of), _) => match of.wire_fields().first() {
-                Some(inner) => self.list(lexer, inner.kind, inner)?,
-                None => self.mismatch(lexer, of.go_name())?,
-            },
             (Kind::Quantity, _) => {
                 let raw = lexer.raw()?;
                 let text = raw
@@ -459,12 +475,6 @@ impl State {
             }
             (Kind::Time | Kind::MicroTime | Kind::Duration, _) => {
                 self.own_mismatch(lexer, "string")?
-            }
-            (Kind::RawExtension | Kind::FieldsV1 | Kind::Json, _) => {
-                self.unreported(|s| s.any(lexer))?
-            }
-            (Kind::SchemaOrArray(_) | Kind::SchemaOrStrings(_) | Kind::SchemaOrBool(_), _) => {
-                self.schema_or(lexer, kind)?
             }
             _ => {
                 let go_type = match field.cardinality {

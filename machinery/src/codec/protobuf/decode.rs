@@ -156,86 +156,90 @@ impl<'a> Reader<'a> {
 }
 
 fn message(bytes: &[u8], of: &'static Type, depth: usize) -> Result<Value, DecodeError> {
-    let mut out = Object::new();
-    members(bytes, of, &mut out, depth)?;
-    of.fill_always(&mut out);
-    Ok(Value::Object(out))
+    let mut out = Vec::with_capacity(8);
+    members(bytes, of, of, &mut out, depth)?;
+    Ok(Value::Object(of.assemble(out)))
 }
 
-/// Reads the fields of a message into the JSON object that holds them.
+/// Reads the fields of a message into the members of the JSON object that holds them: `top`'s, which is `of` unless
+/// that is inlined. Members go by their index in the JSON view of `top`.
 fn members(
     bytes: &[u8],
     of: &'static Type,
-    out: &mut Object,
+    top: &'static Type,
+    out: &mut Vec<(usize, Value)>,
     depth: usize,
 ) -> Result<(), DecodeError> {
     let Some(depth) = depth.checked_sub(1) else {
         return Err(syntax("proto: exceeded max depth"));
     };
     let mut reader = Reader::new(bytes);
-    // Items of a list usually stand in a row; they are gathered here before they go into `out`.
-    let mut run: Option<(&'static Field, Vec<Value>)> = None;
     while let Some((number, wire)) = reader.tag()? {
-        let Some(field) = of.field_by_number(number) else {
+        let Some((index, field)) = of.wire_field(number) else {
             reader.skip(wire)?;
             continue;
         };
         if let (true, Kind::Message(inner)) = (field.inline, field.kind) {
             expect(wire, 2, field)?;
-            members(reader.bytes()?, inner, out, depth)?;
+            members(reader.bytes()?, inner, top, out, depth)?;
             continue;
         }
+        let index = if of == top {
+            index
+        } else {
+            top.field_index(field.json_name).unwrap_or(usize::MAX)
+        };
         match field.cardinality {
             Cardinality::Optional => {
                 let value = single(&mut reader, wire, field.kind, field, depth)?;
                 if !omitted(field, &value) {
-                    out.insert(field.json_name.to_string(), value);
+                    out.push((index, value));
                 }
             }
             Cardinality::Repeated => {
-                if run.as_ref().is_none_or(|(f, _)| f.number != number) {
-                    flush(run.take(), out);
-                }
-                let (_, items) = run.get_or_insert_with(|| (field, Vec::new()));
-                let packable = matches!(field.kind, Kind::Bool | Kind::Int32 | Kind::Int64);
-                if packable && wire == 2 {
-                    let mut packed = Reader::new(reader.bytes()?);
-                    while !packed.rest.is_empty() {
-                        items.push(single(&mut packed, 0, field.kind, field, depth)?);
+                let mut read = |items: &mut Vec<Value>| {
+                    let packable = matches!(field.kind, Kind::Bool | Kind::Int32 | Kind::Int64);
+                    if packable && wire == 2 {
+                        let mut packed = Reader::new(reader.bytes()?);
+                        while !packed.rest.is_empty() {
+                            items.push(single(&mut packed, 0, field.kind, field, depth)?);
+                        }
+                        return Ok(());
                     }
-                } else {
                     items.push(single(&mut reader, wire, field.kind, field, depth)?);
+                    Ok::<(), DecodeError>(())
+                };
+                match earlier(out, index) {
+                    Some(Value::Array(items)) => read(items)?,
+                    _ => {
+                        let mut items = Vec::new();
+                        read(&mut items)?;
+                        out.push((index, Value::Array(items)));
+                    }
                 }
             }
             Cardinality::Map => {
                 expect(wire, 2, field)?;
                 let (key, value) = entry(reader.bytes()?, field, depth)?;
-                match out.get_mut(field.json_name) {
-                    Some(Value::Object(entries)) => {
-                        entries.insert(key, value);
-                    }
+                match earlier(out, index) {
+                    Some(Value::Object(entries)) => drop(entries.insert(key, value)),
                     _ => {
                         let entries = Object::from_iter([(key, value)]);
-                        out.insert(field.json_name.to_string(), Value::Object(entries));
+                        out.push((index, Value::Object(entries)));
                     }
                 }
             }
         }
     }
-    flush(run, out);
     Ok(())
 }
 
-fn flush(run: Option<(&'static Field, Vec<Value>)>, out: &mut Object) {
-    let Some((field, mut items)) = run else {
-        return;
-    };
-    match out.get_mut(field.json_name) {
-        Some(Value::Array(before)) => before.append(&mut items),
-        _ => {
-            out.insert(field.json_name.to_string(), Value::Array(items));
-        }
-    }
+/// The member that earlier items of a list or map went to: mostly the last one.
+fn earlier(out: &mut [(usize, Value)], index: usize) -> Option<&mut Value> {
+    out.iter_mut()
+        .rev()
+        .find(|(other, _)| *other == index)
+        .map(|(_, value)| value)
 }
 
 fn entry(
@@ -272,8 +276,24 @@ fn expect(wire: u8, expected: u8, field: &Field) -> Result<(), DecodeError> {
     )))
 }
 
-/// Reads one value of a field, its tag already read.
+/// Reads one value of a field, its tag already read. Messages are apart from the other kinds, to keep the stack frames
+/// of deep objects small.
 fn single(
+    reader: &mut Reader<'_>,
+    wire: u8,
+    kind: Kind,
+    field: &'static Field,
+    depth: usize,
+) -> Result<Value, DecodeError> {
+    if let Kind::Message(of) = kind {
+        expect(wire, 2, field)?;
+        return message(reader.bytes()?, of, depth);
+    }
+    other(reader, wire, kind, field, depth)
+}
+
+#[inline(never)]
+fn other(
     reader: &mut Reader<'_>,
     wire: u8,
     kind: Kind,
@@ -308,12 +328,9 @@ fn single(
         Kind::Bytes => Value::String(scalar::encode_base64(bytes)),
         Kind::Message(of) => message(bytes, of, depth)?,
         Kind::Items(of) => {
-            let mut inner = Object::new();
-            members(bytes, of, &mut inner, depth)?;
-            match of.wire_fields().first() {
-                Some(list) => inner.remove(list.json_name).unwrap_or(Value::Null),
-                None => Value::Null,
-            }
+            let mut inner = Vec::new();
+            members(bytes, of, of, &mut inner, depth)?;
+            inner.pop().map_or(Value::Null, |(_, list)| list)
         }
         Kind::Quantity => {
             let text = only_bytes(bytes)?.unwrap_or_default();
@@ -386,6 +403,9 @@ fn time_value(bytes: &[u8], kind: Kind, field: &Field) -> Result<Value, DecodeEr
         return Ok(Value::Null);
     }
     let [seconds, nanos] = numbers(bytes)?;
+    if scalar::is_zero_time(seconds) && (nanos == 0 || kind == Kind::Time) {
+        return Ok(Value::Null);
+    }
     let text = match kind {
         Kind::Time => scalar::time_text(seconds),
         _ => i32::try_from(nanos)
@@ -398,10 +418,7 @@ fn time_value(bytes: &[u8], kind: Kind, field: &Field) -> Result<Value, DecodeEr
             field.json_name
         ))
     })?;
-    Ok(match scalar::time_parts(&text) {
-        Ok(None) => Value::Null,
-        _ => Value::String(text),
-    })
+    Ok(Value::String(text))
 }
 
 /// What a RawExtension holds: JSON, or an enveloped object of a built-in type.
@@ -424,23 +441,20 @@ fn raw_value(raw: &[u8], depth: usize) -> Result<Value, DecodeError> {
 }
 
 fn schema_or(bytes: &[u8], of: &'static Type, depth: usize) -> Result<Value, DecodeError> {
-    let mut inner = Object::new();
-    members(bytes, of, &mut inner, depth)?;
-    let mut allows = None;
-    for field in of.wire_fields() {
-        match (field.kind, field.cardinality) {
-            (Kind::Bool, _) => {
-                let on = inner.get(field.json_name).and_then(Value::as_bool);
-                allows = Some(Value::Bool(on.unwrap_or(false)));
-            }
-            _ => {
-                if let Some(value) = inner.remove(field.json_name)
-                    && !value.is_null()
-                {
-                    return Ok(value);
-                }
-            }
+    let mut inner = Vec::new();
+    members(bytes, of, of, &mut inner, depth)?;
+    let takes_bool = of.wire_fields().iter().any(|f| f.kind == Kind::Bool);
+    let mut simple = if takes_bool {
+        Value::Bool(false)
+    } else {
+        Value::Null
+    };
+    for (_, value) in inner {
+        match value {
+            Value::Object(_) | Value::Array(_) => return Ok(value),
+            Value::Bool(_) => simple = value,
+            _ => {}
         }
     }
-    Ok(allows.unwrap_or(Value::Null))
+    Ok(simple)
 }

@@ -5,8 +5,8 @@ use bytes::Bytes;
 use super::{EncodeError, MAGIC};
 use crate::codec::{json, scalar};
 use crate::schema::{Cardinality, Field, Kind, Type};
+use crate::time;
 use crate::value::{Object, Value};
-use crate::{quantity, time};
 
 /// Encodes the bare message, without envelope.
 pub fn encode(value: &Value, of: &'static Type) -> Result<Bytes, EncodeError> {
@@ -100,18 +100,38 @@ fn nested(out: &mut Vec<u8>, number: u32, content: impl FnOnce(&mut Vec<u8>) -> 
     Ok(())
 }
 
+/// More fields than any type has.
+const MAX_SLOTS: usize = 64;
+
 /// Writes the fields of a message; `None` stands for an object without members.
 fn message(out: &mut Vec<u8>, object: Option<&Object>, of: &'static Type) -> Write {
-    for field in of.wire_fields() {
+    let wire = of.wire_fields();
+    // Mostly few of many fields are set, so the members are sorted into slots first rather than looked up by field.
+    let mut slots = [None; MAX_SLOTS];
+    let slotted = match of.wire_indexes() {
+        Some(indexes) if wire.len() <= MAX_SLOTS => {
+            for (name, value) in object.into_iter().flatten() {
+                if let Some(index) = of.field_index(name) {
+                    slots[usize::from(indexes[index])] = Some(value);
+                }
+            }
+            true
+        }
+        _ => false,
+    };
+    for (index, field) in wire.iter().enumerate() {
         if field.inline {
             if let Kind::Message(inner) = field.kind {
                 nested(out, field.number, |out| message(out, object, inner))?;
             }
             continue;
         }
-        let value = object
-            .and_then(|o| o.get(field.json_name))
-            .filter(|v| !v.is_null());
+        let value = if slotted {
+            slots[index]
+        } else {
+            object.and_then(|o| o.get(field.json_name))
+        };
+        let value = value.filter(|v| !v.is_null());
         match field.cardinality {
             Cardinality::Optional => optional(out, value, field, of)?,
             Cardinality::Repeated => {
@@ -199,8 +219,24 @@ impl Type {
     }
 }
 
-/// Writes one value under a field number.
+/// Writes one value under a field number. Messages are apart from the other kinds, to keep the stack frames of deep
+/// objects small.
 fn single(
+    out: &mut Vec<u8>,
+    value: &Value,
+    kind: Kind,
+    number: u32,
+    field: &'static Field,
+    of: &'static Type,
+) -> Write {
+    if let (Kind::Message(inner), Value::Object(object)) = (kind, value) {
+        return nested(out, number, |out| message(out, Some(object), inner));
+    }
+    other(out, value, kind, number, field, of)
+}
+
+#[inline(never)]
+fn other(
     out: &mut Vec<u8>,
     value: &Value,
     kind: Kind,
@@ -225,9 +261,6 @@ fn single(
             Ok(bytes) => bytes_field(out, number, &bytes),
             Err(reason) => return wrong(of, field, &reason),
         },
-        (Kind::Message(inner), Value::Object(object)) => {
-            nested(out, number, |out| message(out, Some(object), inner))?
-        }
         (Kind::Items(inner), Value::Array(items)) => nested(out, number, |out| {
             for list in inner.wire_fields() {
                 for item in items {
@@ -238,19 +271,19 @@ fn single(
         })?,
         (Kind::Quantity, Value::String(text)) => {
             // Values of the typed decoders are canonical; others may come from our own code.
-            match quantity::wire_form(text) {
+            match scalar::quantity(text) {
                 Ok(text) => nested(out, number, |out| {
                     bytes_field(out, 1, text.as_bytes());
                     Ok(())
                 })?,
-                Err(e) => return wrong(of, field, &e.to_string()),
+                Err(reason) => return wrong(of, field, &reason),
             }
         }
         (Kind::Quantity, Value::Number(n)) => {
-            let text = quantity::wire_form(&n.to_string()).map_err(|e| EncodeError {
+            let text = scalar::quantity(&n.to_string()).map_err(|reason| EncodeError {
                 type_name: of.name(),
                 field: field.json_name,
-                reason: e.to_string(),
+                reason,
             })?;
             nested(out, number, |out| {
                 bytes_field(out, 1, text.as_bytes());

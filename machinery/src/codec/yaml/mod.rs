@@ -101,6 +101,34 @@ impl<'a> Reader<'a> {
             return Err(wrong("exceeded max depth"));
         };
         let (anchor, value) = match event {
+            Event::MappingStart(_, anchor, _) => (anchor, self.mapping(depth)?),
+            Event::SequenceStart(_, anchor, _) => (anchor, self.sequence(depth)?),
+            other => return self.leaf(other, span),
+        };
+        if anchor != 0 {
+            self.anchors.insert(anchor, value.clone());
+        }
+        Ok(value)
+    }
+
+    fn sequence(&mut self, depth: usize) -> Result<Value, DecodeError> {
+        let mut items = Vec::new();
+        loop {
+            match self.next()? {
+                Some((Event::SequenceEnd, _)) => return Ok(Value::Array(items)),
+                Some((event, span)) if event.is_node() => {
+                    items.push(self.node(event, &span, depth)?)
+                }
+                Some(_) => {}
+                None => return Err(wrong("unexpected end of stream")),
+            }
+        }
+    }
+
+    /// A scalar or an alias.
+    #[inline(never)]
+    fn leaf(&mut self, event: Event<'a>, span: &Span) -> Result<Value, DecodeError> {
+        let (anchor, value) = match event {
             Event::Scalar(text, style, anchor, tag) => {
                 let tag = tag.map(|t| t.to_string());
                 let line = span.start.line();
@@ -108,21 +136,6 @@ impl<'a> Reader<'a> {
                     .map_err(|e| wrong(format!("line {line}: {e}")))?;
                 (anchor, value)
             }
-            Event::SequenceStart(_, anchor, _) => {
-                let mut items = Vec::new();
-                loop {
-                    match self.next()? {
-                        Some((Event::SequenceEnd, _)) => break,
-                        Some((event, span)) if event.is_node() => {
-                            items.push(self.node(event, &span, depth)?)
-                        }
-                        Some(_) => {}
-                        None => return Err(wrong("unexpected end of stream")),
-                    }
-                }
-                (anchor, Value::Array(items))
-            }
-            Event::MappingStart(_, anchor, _) => (anchor, self.mapping(depth)?),
             Event::Alias(id) => {
                 let Some(value) = self.anchors.get(&id) else {
                     return Err(wrong("anchor value contains itself"));
