@@ -6,12 +6,30 @@
 pub mod admission;
 pub mod authn;
 pub mod authz;
+pub mod body;
 pub mod bootstrap;
 pub mod cache;
+pub mod codec;
+pub mod config;
+pub mod discovery;
+pub mod filters;
+pub mod health;
+pub mod loopback;
+pub mod metrics;
 pub mod objects;
 pub mod pki;
 pub mod reader;
+pub mod registry;
 pub mod request;
+pub mod routes;
+pub mod serve;
+pub mod server;
+pub mod subresources;
 pub mod table;
+pub mod tables;
+pub mod verbs;
 #[cfg(test)]
 mod testing;
+
+pub use config::Config;
+pub use server::ApiServer;

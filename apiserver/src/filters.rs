@@ -1,0 +1,272 @@
+//! The one chain that every request passes, over TLS or within the process: request info, authentication,
+//! impersonation, limits, authorization, then the route.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures::FutureExt;
+use http::HeaderValue;
+use keelson_machinery::status::{ApiError, Reason};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::authn::{Authenticator, ConnectionInfo, impersonation};
+use crate::authz::{self, Attributes, Authorizer, Decision};
+use crate::body::{RequestBody, Response};
+use crate::request::{Query, RequestInfo, UserInfo};
+use crate::routes;
+use crate::server::Server;
+use crate::verbs::respond;
+
+/// How long a request waits for its turn before it is refused.
+const QUEUE_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// How many requests may wait for their turn, for each that may run.
+const QUEUE_FACTOR: usize = 10;
+
+/// A request with everything that filters have found out about it.
+pub struct Authorized {
+    /// The server.
+    pub server: Arc<Server>,
+    /// What it asks for.
+    pub info: RequestInfo,
+    /// Who asks.
+    pub user: Arc<UserInfo>,
+    /// Query options.
+    pub query: Query,
+    /// Method, headers without credentials, extensions.
+    pub parts: http::request::Parts,
+    /// Not yet read.
+    pub body: RequestBody,
+}
+
+/// Answers one request. Never fails and never panics.
+pub async fn handle(
+    server: Arc<Server>,
+    connection: ConnectionInfo,
+    request: http::Request<RequestBody>,
+) -> Response {
+    let started = tokio::time::Instant::now();
+    let (parts, body) = request.into_parts();
+    let query = Query::parse(parts.uri.query());
+    let headers = parts.headers.clone();
+    let path = crate::request::percent_decode(parts.uri.path(), false);
+    let info = match RequestInfo::parse(&parts.method, &path, &query) {
+        Ok(info) => info,
+        Err(error) => return respond::error(&headers, &query, &error),
+    };
+    let long_running = is_long_running(&info);
+    let limit = server.config.request_timeout;
+    let metrics_server = server.clone();
+    let metrics_info = info.clone();
+    let work = chain(server, connection, info, query.clone(), parts, body, long_running);
+    let guarded = AssertUnwindSafe(work).catch_unwind();
+    let finished = if long_running {
+        Ok(guarded.await)
+    } else {
+        tokio::time::timeout(limit, guarded).await
+    };
+    let mut response = match finished {
+        Ok(Ok(Ok(response))) => response,
+        Ok(Ok(Err(error))) => respond::error(&headers, &query, &error),
+        Ok(Err(panic)) => {
+            let why = panic_text(panic.as_ref());
+            tracing::error!(path = %metrics_info.path, verb = %metrics_info.verb, why, "a handler panicked");
+            respond::error(
+                &headers,
+                &query,
+                &ApiError::internal("the request handler failed; see the server's log"),
+            )
+        }
+        Err(_) => respond::error(
+            &headers,
+            &query,
+            &ApiError::timeout("request did not complete within the allotted timeout", 0),
+        ),
+    };
+    response
+        .headers_mut()
+        .entry(http::header::CACHE_CONTROL)
+        .or_insert(HeaderValue::from_static("no-cache, private"));
+    metrics_server.metrics.request(
+        &metrics_info,
+        response.status().as_u16(),
+        started.elapsed(),
+        long_running,
+    );
+    response
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message")
+}
+
+async fn chain(
+    server: Arc<Server>,
+    connection: ConnectionInfo,
+    info: RequestInfo,
+    query: Query,
+    mut parts: http::request::Parts,
+    body: RequestBody,
+    long_running: bool,
+) -> Result<Response, ApiError> {
+    let user = match server.authentication().authenticate(&parts, &connection).await {
+        Ok(Some(user)) => user,
+        Ok(None) => return Err(ApiError::unauthorized("Unauthorized")),
+        Err(error) => {
+            tracing::debug!(%error, path = %info.path, "a credential was refused");
+            return Err(ApiError::unauthorized("Unauthorized"));
+        }
+    };
+    let user = match impersonation::impersonate(&parts.headers, &user, server.authorizer()).await? {
+        Some(target) => target,
+        None => user,
+    };
+    impersonation::strip(&mut parts.headers);
+    server.authentication().strip_credentials(&mut parts.headers);
+
+    let _permit = if long_running {
+        None
+    } else {
+        server.limits.enter(&info, &user).await?
+    };
+    authorize(&server, &user, &info).await?;
+    let request = Authorized {
+        server,
+        info,
+        user: Arc::new(user),
+        query,
+        parts,
+        body,
+    };
+    if is_mutating(&request.info.verb) && !long_running {
+        // A write that has begun is finished even when its client goes away: what it allocated is either stored or
+        // given back.
+        return match tokio::spawn(routes::route(request)).await {
+            Ok(result) => result,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(_) => Err(ApiError::service_unavailable("the server is shutting down")),
+            },
+        };
+    }
+    routes::route(request).await
+}
+
+/// May `user` do what `info` says? An error is the 403 for the client.
+pub async fn authorize(
+    server: &Server,
+    user: &UserInfo,
+    info: &RequestInfo,
+) -> Result<(), ApiError> {
+    let attributes = Attributes {
+        user,
+        request: info,
+    };
+    match server.authorizer().authorize(&attributes).await {
+        Decision::Allow(_) => Ok(()),
+        Decision::Deny(reason) | Decision::NoOpinion(reason) => {
+            Err(authz::forbidden(&attributes, &reason))
+        }
+    }
+}
+
+fn is_mutating(verb: &str) -> bool {
+    matches!(
+        verb,
+        "create" | "update" | "patch" | "delete" | "deletecollection"
+    )
+}
+
+/// Watches and streams have no time limit and do not count as in flight.
+fn is_long_running(info: &RequestInfo) -> bool {
+    matches!(info.verb.as_str(), "watch" | "proxy")
+        || matches!(
+            info.subresource.as_str(),
+            "attach" | "exec" | "proxy" | "log" | "portforward"
+        )
+}
+
+/// Bounds how many requests run at the same time (upstream `--max-requests-inflight` and its mutating sibling).
+pub struct Limits {
+    reads: Lane,
+    writes: Lane,
+}
+
+struct Lane {
+    permits: Arc<Semaphore>,
+    waiting: AtomicUsize,
+    max_waiting: usize,
+}
+
+impl Limits {
+    /// For so many reads and writes.
+    pub fn new(reads: usize, writes: usize) -> Limits {
+        let lane = |size: usize| Lane {
+            permits: Arc::new(Semaphore::new(size)),
+            waiting: AtomicUsize::new(0),
+            max_waiting: size.saturating_mul(QUEUE_FACTOR),
+        };
+        Limits {
+            reads: lane(reads),
+            writes: lane(writes),
+        }
+    }
+
+    /// Waits for a turn, for a bounded time in a bounded queue.
+    async fn enter(
+        &self,
+        info: &RequestInfo,
+        user: &UserInfo,
+    ) -> Result<Option<OwnedSemaphorePermit>, ApiError> {
+        // Administrators get in always (upstream's `exempt` priority level), and so do probes.
+        if user.groups.iter().any(|g| g == authz::MASTERS) || routes::is_health_path(&info.path) {
+            return Ok(None);
+        }
+        let lane = if is_mutating(&info.verb) {
+            &self.writes
+        } else {
+            &self.reads
+        };
+        if let Ok(permit) = lane.permits.clone().try_acquire_owned() {
+            return Ok(Some(permit));
+        }
+        let refused = || {
+            ApiError::too_many_requests("Too many requests, please try again later.", 1)
+        };
+        if lane.waiting.fetch_add(1, Ordering::Relaxed) >= lane.max_waiting {
+            lane.waiting.fetch_sub(1, Ordering::Relaxed);
+            return Err(refused());
+        }
+        let waiting = Waiting(&lane.waiting);
+        let permit = tokio::time::timeout(QUEUE_TIMEOUT, lane.permits.clone().acquire_owned()).await;
+        drop(waiting);
+        match permit {
+            Ok(Ok(permit)) => Ok(Some(permit)),
+            Ok(Err(_)) | Err(_) => Err(refused()),
+        }
+    }
+}
+
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The error for a method that a resource does not have (upstream's go-restful error handler).
+pub fn method_not_allowed() -> ApiError {
+    ApiError::new(
+        405,
+        Reason::MethodNotAllowed,
+        "the server does not allow this method on the requested resource",
+    )
+    .with_details(Default::default())
+}

@@ -1,0 +1,5 @@
+//! Strategies of the core group.
+
+pub mod namespace;
+pub mod pod;
+pub mod service;

@@ -1,0 +1,277 @@
+//! [`ApiServer`]: assembles storage, registry, access control and admission into one server, and hands out its two
+//! faces, the TLS listener and the in-process service.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use keelson_machinery::catalog::Catalog;
+use keelson_machinery::schema::Schema;
+use keelson_store::Store;
+use tokio_util::sync::CancellationToken;
+
+use crate::admission::Plugin;
+use crate::authn::review::OpenIdDocuments;
+use crate::authn::{Authentication, ConfigError};
+use crate::authn::token_request::TokenIssuer;
+use crate::authz::escalation::EscalationCheck;
+use crate::authz::node::NodeAuthorizer;
+use crate::authz::rbac::Rbac;
+use crate::authz::{AlwaysAllow, AlwaysDeny, Masters, Union};
+use crate::bootstrap::{self, ClusterFacts};
+use crate::cache::caches::Caches;
+use crate::config::{AuthorizationMode, Config};
+use crate::filters::Limits;
+use crate::health::Health;
+use crate::loopback;
+use crate::metrics::Metrics;
+use crate::objects::Objects;
+use crate::registry::store::Storage;
+use crate::registry::{Registry, UnknownType, strategies};
+
+/// Why a server could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The type table and the catalog do not fit together.
+    #[error(transparent)]
+    Types(#[from] UnknownType),
+    /// What is said about credentials cannot be used.
+    #[error(transparent)]
+    Authentication(#[from] ConfigError),
+    /// The serving certificate or its key cannot be used.
+    #[error("the serving certificate: {0}")]
+    Serving(String),
+    /// A part of the configuration that makes no sense.
+    #[error("{0}")]
+    Config(String),
+    /// The objects that every cluster has could not be made.
+    #[error("the objects of the system: {0}")]
+    System(String),
+}
+
+/// Everything that a request may need.
+pub struct Server {
+    /// The configuration.
+    pub config: Config,
+    /// Where objects are.
+    pub storage: Storage,
+    /// Which resources are served.
+    pub registry: Arc<Registry>,
+    /// Counters.
+    pub metrics: Metrics,
+    /// Health checks.
+    pub health: Health,
+    /// Bounds on concurrency.
+    pub limits: Limits,
+    /// Cancelled when the server is to end its streams.
+    pub closing: CancellationToken,
+    pub(crate) provider: Arc<rustls::crypto::CryptoProvider>,
+    authentication: Authentication,
+    authorizer: Union,
+    admission: Vec<Arc<dyn Plugin>>,
+    token_issuer: Option<TokenIssuer>,
+    openid: Option<OpenIdDocuments>,
+}
+
+impl Server {
+    /// The authenticators.
+    pub fn authentication(&self) -> &Authentication {
+        &self.authentication
+    }
+
+    /// The authorizers.
+    pub fn authorizer(&self) -> &Union {
+        &self.authorizer
+    }
+
+    /// The admission plugins, in order.
+    pub fn admission(&self) -> &[Arc<dyn Plugin>] {
+        &self.admission
+    }
+
+    /// Who signs service-account tokens; `None` when the server has no key for it.
+    pub fn token_issuer(&self) -> Option<&TokenIssuer> {
+        self.token_issuer.as_ref()
+    }
+
+    /// The discovery documents of the token issuer.
+    pub fn openid(&self) -> Option<&OpenIdDocuments> {
+        self.openid.as_ref()
+    }
+
+    /// `address:port` under which clients outside find the server.
+    pub fn external_address(&self) -> String {
+        let port = self.config.secure_port;
+        match self.config.advertise_address {
+            Some(std::net::IpAddr::V6(address)) => format!("[{address}]:{port}"),
+            Some(address) => format!("{address}:{port}"),
+            None => format!("localhost:{port}"),
+        }
+    }
+}
+
+/// A running server. Cheap to clone.
+#[derive(Clone)]
+pub struct ApiServer {
+    pub(crate) server: Arc<Server>,
+}
+
+impl ApiServer {
+    /// Starts a server on a store: reads nothing it does not need, makes the objects that every cluster has, and is
+    /// ready to serve when it returns.
+    pub async fn start(config: Config, store: Arc<dyn Store>) -> Result<ApiServer, StartError> {
+        let closing = CancellationToken::new();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let registry = Arc::new(Registry::new(
+            Catalog::builtin(),
+            Schema::builtin(),
+            strategies::lookup,
+        )?);
+        let caches = Caches::new(store.clone(), registry.clone(), config.clock.clone());
+        let objects = Objects(caches.clone());
+        let authentication = Authentication::new(
+            config.authentication.clone(),
+            objects.clone(),
+            config.clock.clone(),
+            provider.clone(),
+        )?;
+        let (authorizer, rbac) = authorizer(&config, &objects, &closing);
+        let token_issuer = token_issuer(&config, &authentication, &objects)?;
+        let openid = openid_documents(&config, &authentication);
+        let mut admission: Vec<Arc<dyn Plugin>> = Vec::new();
+        if let Some(rbac) = &rbac {
+            admission.push(Arc::new(EscalationCheck {
+                rbac: rbac.clone(),
+                authorizer: Arc::new(authorizer.clone()),
+            }));
+        }
+        let mut health = Health::default();
+        let started = health.add("poststarthook/bootstrap-system-objects", true);
+        let server = Arc::new(Server {
+            limits: Limits::new(
+                config.max_requests_in_flight,
+                config.max_mutating_requests_in_flight,
+            ),
+            storage: Storage {
+                engine: store,
+                caches,
+                clock: config.clock.clone(),
+            },
+            registry,
+            metrics: Metrics::default(),
+            health,
+            closing,
+            provider,
+            authentication,
+            authorizer,
+            admission,
+            token_issuer,
+            openid,
+            config,
+        });
+        let facts = cluster_facts(&server.config)?;
+        bootstrap::run(&objects, &loopback::Loopback(server.clone()), &facts)
+            .await
+            .map_err(|e| StartError::System(e.message))?;
+        if let Some(rbac) = rbac {
+            rbac.synced().await;
+        }
+        started.store(true, Ordering::Release);
+        Ok(ApiServer { server })
+    }
+
+    /// Ends all streams and stops background work. Requests under way are finished by whoever serves them.
+    pub fn close(&self) {
+        self.server.closing.cancel();
+    }
+}
+
+fn authorizer(
+    config: &Config,
+    objects: &Objects,
+    closing: &CancellationToken,
+) -> (Union, Option<Arc<Rbac>>) {
+    let mut authorizer = Union::default().with(Arc::new(Masters));
+    let mut rbac = None;
+    for mode in &config.authorization {
+        authorizer = match mode {
+            AuthorizationMode::Rbac => {
+                let started = Rbac::start(objects.clone(), closing.clone());
+                rbac = Some(started.clone());
+                authorizer.with_rules(started)
+            }
+            AuthorizationMode::Node => authorizer.with(NodeAuthorizer::start(
+                objects.clone(),
+                bootstrap::policy::node_rules(),
+                closing.clone(),
+            )),
+            AuthorizationMode::AlwaysAllow => authorizer.with_rules(Arc::new(AlwaysAllow)),
+            AuthorizationMode::AlwaysDeny => authorizer.with(Arc::new(AlwaysDeny)),
+        };
+    }
+    (authorizer, rbac)
+}
+
+fn token_issuer(
+    config: &Config,
+    authentication: &Authentication,
+    objects: &Objects,
+) -> Result<Option<TokenIssuer>, StartError> {
+    let Some(pem) = &config.service_account_signing_key else {
+        return Ok(None);
+    };
+    let Some(issuer) = config.authentication.service_account_issuers.first() else {
+        return Err(StartError::Config(
+            "a service-account signing key needs a service-account issuer".to_string(),
+        ));
+    };
+    Ok(Some(TokenIssuer {
+        key: crate::pki::keys::SigningKey::from_pem(pem).map_err(ConfigError::Key)?,
+        issuer: issuer.clone(),
+        api_audiences: authentication.api_audiences().to_vec(),
+        max_expiration: 0,
+        extend_expiration: true,
+        objects: objects.clone(),
+        clock: config.clock.clone(),
+    }))
+}
+
+/// What the objects of the system say about this cluster.
+fn cluster_facts(config: &Config) -> Result<ClusterFacts, StartError> {
+    let first = config
+        .service_cidrs
+        .first()
+        .ok_or_else(|| StartError::Config("no range of service addresses".to_string()))?;
+    let service_address = first.hosts().next().ok_or_else(|| {
+        StartError::Config(format!("the range of service addresses {first} is empty"))
+    })?;
+    Ok(ClusterFacts {
+        service_cidrs: config.service_cidrs.iter().map(ToString::to_string).collect(),
+        service_address,
+        advertise_address: config
+            .advertise_address
+            .unwrap_or(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST)),
+        secure_port: config.secure_port,
+        client_ca_pem: config.authentication.client_ca_pem.clone(),
+        request_header: config.authentication.request_header.clone(),
+    })
+}
+
+/// What clients of the issuer may discover; an issuer that cannot be discovered is no error, as upstream.
+fn openid_documents(config: &Config, authentication: &Authentication) -> Option<OpenIdDocuments> {
+    let issuer = config.authentication.service_account_issuers.first()?;
+    let jwks_uri = match (&config.jwks_uri, config.advertise_address) {
+        (Some(uri), _) => uri.clone(),
+        (None, Some(address)) => {
+            let address = std::net::SocketAddr::new(address, config.secure_port);
+            format!("https://{address}/openid/v1/jwks")
+        }
+        (None, None) => return None,
+    };
+    match OpenIdDocuments::new(issuer, &jwks_uri, authentication.service_account_keys()) {
+        Ok(documents) => Some(documents),
+        Err(error) => {
+            tracing::warn!(%error, "tokens of this issuer cannot be checked by discovery");
+            None
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! `scale`: replicas and selector of a workload as an `autoscaling/v1` Scale.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use http::StatusCode;
+use keelson_machinery::meta::{self, GroupKind};
+use keelson_machinery::schema::{Schema, Type};
+use keelson_machinery::selector::LabelSelector;
+use keelson_machinery::status::ApiError;
+use keelson_machinery::status::field::{FieldError, Path};
+use keelson_machinery::value::{self, Value};
+use serde_json::json;
+
+use super::decode_kind;
+use crate::admission::Operation;
+use crate::body::{RequestBody, Response};
+use crate::codec::Output;
+use crate::filters::method_not_allowed;
+use crate::registry::store::{self, Change};
+use crate::registry::{Served, conversion};
+use crate::verbs::call::{Admission, read_body};
+use crate::verbs::options::WriteOptions;
+use crate::verbs::patch::{Patch, PatchType};
+use crate::verbs::{Call, respond, update};
+
+fn scale_type() -> Result<&'static Type, ApiError> {
+    Schema::builtin()
+        .lookup("io.k8s.api.autoscaling.v1.Scale")
+        .ok_or_else(|| ApiError::internal("the type table has no Scale"))
+}
+
+/// Answers get, update and patch.
+pub async fn scale(call: &mut Call, body: RequestBody) -> Result<Response, ApiError> {
+    let output = call.output()?;
+    match call.info.verb.as_str() {
+        "get" => {
+            let object = crate::verbs::get::read(call).await?.object(&call.served)?;
+            let scale = scale_of(&call.served, &object)?;
+            answer(call, &output, &scale)
+        }
+        "update" => {
+            let body = read_body(body).await?;
+            let options = WriteOptions::read(&call.query, "UpdateOptions", false)?;
+            let wanted = decode_kind(
+                call,
+                &body,
+                "autoscaling",
+                "v1",
+                "Scale",
+                options.field_validation,
+            )?;
+            update::check_name(call, &wanted)?;
+            write(call, &output, &options, Wanted::Object(wanted)).await
+        }
+        "patch" => {
+            let kind = PatchType::of(&call.parts.headers)?;
+            let body = read_body(body).await?;
+            let options = WriteOptions::read(&call.query, "PatchOptions", false)?;
+            let patch = Patch::read(kind, &body, options.field_validation)?;
+            write(call, &output, &options, Wanted::Patch(patch)).await
+        }
+        _ => Err(method_not_allowed()),
+    }
+}
+
+fn answer(call: &mut Call, output: &Output, scale: &Value) -> Result<Response, ApiError> {
+    respond::other_kind(call, output, StatusCode::OK, scale, scale_type()?)
+}
+
+/// The Scale of a workload (upstream `scaleFromDeployment` and its siblings).
+fn scale_of(served: &Served, object: &Value) -> Result<Value, ApiError> {
+    let selector = if served.row.resource == "replicationcontrollers" {
+        LabelSelector::from_set(value::get_object(object, &["spec", "selector"]))
+    } else {
+        LabelSelector::from_value(value::get(object, &["spec", "selector"]))
+            .map_err(ApiError::internal)?
+    };
+    let mut metadata = json!({});
+    for field in [
+        "name",
+        "namespace",
+        "uid",
+        "resourceVersion",
+        "creationTimestamp",
+    ] {
+        if let Some(found) = value::get(object, &["metadata", field]) {
+            metadata[field] = found.clone();
+        }
+    }
+    let replicas = |path: &[&str]| value::get_i64(object, path).unwrap_or(0);
+    let mut scale = json!({
+        "kind": "Scale",
+        "apiVersion": "autoscaling/v1",
+        "metadata": metadata,
+        "spec": {"replicas": replicas(&["spec", "replicas"])},
+        "status": {
+            "replicas": replicas(&["status", "replicas"]),
+            "selector": selector.to_string(),
+        },
+    });
+    keelson_machinery::schema::normalize(&mut scale, scale_type()?);
+    Ok(scale)
+}
+
+enum Wanted {
+    Object(Value),
+    Patch(Patch),
+}
+
+struct Scaling {
+    admission: Admission,
+    wanted: Wanted,
+    served: Arc<Served>,
+    uid: Option<String>,
+}
+
+async fn write(
+    call: &mut Call,
+    output: &Output,
+    options: &WriteOptions,
+    wanted: Wanted,
+) -> Result<Response, ApiError> {
+    let served = call.served.clone();
+    let uid = match &wanted {
+        Wanted::Object(scale) => Some(meta::uid(scale).to_string()).filter(|uid| !uid.is_empty()),
+        Wanted::Patch(_) => None,
+    };
+    let mut change = Scaling {
+        admission: Admission::new(
+            call,
+            Operation::Update,
+            "Scale",
+            options.object.clone(),
+            options.dry_run,
+        ),
+        wanted,
+        served: served.clone(),
+        uid,
+    };
+    // The strategy sees a plain update of the workload: status stays, the generation grows.
+    let mut context = call.context(&served, options.dry_run);
+    context.subresource = "";
+    let updated = store::update(
+        &call.server.storage,
+        &context,
+        &call.group_resource(),
+        call.namespace(),
+        &call.info.name,
+        false,
+        &mut change,
+    )
+    .await?;
+    call.warnings.extend(change.admission.into_warnings());
+    let object = conversion::from_storage(&served, Value::clone(&updated.into_stored().object))?;
+    let scale = scale_of(&served, &object)?;
+    answer(call, output, &scale)
+}
+
+#[async_trait]
+impl Change for Scaling {
+    async fn apply(&mut self, current: Option<&Arc<Value>>) -> Result<Value, ApiError> {
+        let Some(current) = current else {
+            return Err(ApiError::internal("scaling does not create"));
+        };
+        let old = scale_of(&self.served, current)?;
+        let mut warnings = Vec::new();
+        let wanted = match &self.wanted {
+            Wanted::Object(scale) => scale.clone(),
+            Wanted::Patch(patch) => patch.apply(&old, scale_type()?, &mut warnings)?,
+        };
+        for warning in warnings {
+            self.admission.warn(warning);
+        }
+        let old = Arc::new(old);
+        let wanted = self.admission.admit(wanted, Some(old.clone())).await?;
+        let replicas = value::get_i64(&wanted, &["spec", "replicas"]).unwrap_or(0);
+        if replicas < 0 {
+            return Err(ApiError::invalid(
+                &GroupKind::new("autoscaling", "Scale"),
+                meta::name(&wanted),
+                vec![FieldError::invalid(
+                    &Path::new("spec").child("replicas"),
+                    replicas,
+                    "must be greater than or equal to 0",
+                )],
+            ));
+        }
+        self.admission.validate(Some(&wanted), Some(old)).await?;
+        let mut object = Value::clone(current);
+        value::set(&mut object, &["spec", "replicas"], replicas);
+        let revision = meta::resource_version(&wanted);
+        if revision.is_empty() {
+            meta::remove(&mut object, "resourceVersion");
+        } else {
+            meta::set(&mut object, "resourceVersion", revision);
+        }
+        Ok(object)
+    }
+
+    async fn validate(&mut self, _: &Value, _: Option<&Arc<Value>>) -> Result<(), ApiError> {
+        // Admission has seen the Scale; the workload itself is not the object of this request.
+        Ok(())
+    }
+
+    fn warn(&mut self, warning: String) {
+        self.admission.warn(warning);
+    }
+
+    fn expected_uid(&self) -> Option<String> {
+        self.uid.clone()
+    }
+}
