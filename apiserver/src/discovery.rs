@@ -193,7 +193,8 @@ fn aggregated(
                         .map(|row| &**row)
                         .collect();
                     rows.sort_by(|a, b| a.resource.cmp(&b.resource));
-                    let resources: Vec<Value> = rows.iter().map(|row| aggregated_resource(row)).collect();
+                    let resources: Vec<Value> =
+                        rows.iter().map(|row| aggregated_resource(row)).collect();
                     json!({"version": version, "resources": resources, "freshness": "Current"})
                 })
                 .collect();

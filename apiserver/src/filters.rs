@@ -60,7 +60,15 @@ pub async fn handle(
     let limit = server.config.request_timeout;
     let metrics_server = server.clone();
     let metrics_info = info.clone();
-    let work = chain(server, connection, info, query.clone(), parts, body, long_running);
+    let work = chain(
+        server,
+        connection,
+        info,
+        query.clone(),
+        parts,
+        body,
+        long_running,
+    );
     let guarded = AssertUnwindSafe(work).catch_unwind();
     let finished = if long_running {
         Ok(guarded.await)
@@ -115,7 +123,11 @@ async fn chain(
     body: RequestBody,
     long_running: bool,
 ) -> Result<Response, ApiError> {
-    let user = match server.authentication().authenticate(&parts, &connection).await {
+    let user = match server
+        .authentication()
+        .authenticate(&parts, &connection)
+        .await
+    {
         Ok(Some(user)) => user,
         Ok(None) => return Err(ApiError::unauthorized("Unauthorized")),
         Err(error) => {
@@ -128,7 +140,9 @@ async fn chain(
         None => user,
     };
     impersonation::strip(&mut parts.headers);
-    server.authentication().strip_credentials(&mut parts.headers);
+    server
+        .authentication()
+        .strip_credentials(&mut parts.headers);
 
     let _permit = if long_running {
         None
@@ -236,15 +250,15 @@ impl Limits {
         if let Ok(permit) = lane.permits.clone().try_acquire_owned() {
             return Ok(Some(permit));
         }
-        let refused = || {
-            ApiError::too_many_requests("Too many requests, please try again later.", 1)
-        };
+        let refused =
+            || ApiError::too_many_requests("Too many requests, please try again later.", 1);
         if lane.waiting.fetch_add(1, Ordering::Relaxed) >= lane.max_waiting {
             lane.waiting.fetch_sub(1, Ordering::Relaxed);
             return Err(refused());
         }
         let waiting = Waiting(&lane.waiting);
-        let permit = tokio::time::timeout(QUEUE_TIMEOUT, lane.permits.clone().acquire_owned()).await;
+        let permit =
+            tokio::time::timeout(QUEUE_TIMEOUT, lane.permits.clone().acquire_owned()).await;
         drop(waiting);
         match permit {
             Ok(Ok(permit)) => Ok(Some(permit)),

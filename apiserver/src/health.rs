@@ -44,7 +44,10 @@ impl Health {
         if let Some(name) = one {
             return match self.checks.iter().filter(relevant).find(|c| c.name == name) {
                 Some(check) if check.passing.load(Ordering::Acquire) => plain("ok".to_string()),
-                Some(check) => failed(format!("internal server error: {} is not ready\n", check.name)),
+                Some(check) => failed(format!(
+                    "internal server error: {} is not ready\n",
+                    check.name
+                )),
                 None if name == "ping" => plain("ok".to_string()),
                 None => page_not_found(),
             };

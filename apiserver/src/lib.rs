@@ -26,10 +26,9 @@ pub mod serve;
 pub mod server;
 pub mod subresources;
 pub mod table;
-pub mod tables;
-pub mod verbs;
 #[cfg(test)]
 mod testing;
+pub mod verbs;
 
 pub use config::Config;
 pub use server::ApiServer;

@@ -77,7 +77,9 @@ impl Loopback {
             format!("/apis/{}/{}", row.group, row.version)
         };
         Ok(match meta::namespace(object) {
-            namespace if row.namespaced => format!("{base}/namespaces/{namespace}/{}", row.resource),
+            namespace if row.namespaced => {
+                format!("{base}/namespaces/{namespace}/{}", row.resource)
+            }
             _ => format!("{base}/{}", row.resource),
         })
     }

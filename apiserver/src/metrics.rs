@@ -36,8 +36,8 @@ struct DurationLabels {
 
 /// Upstream's buckets of `apiserver_request_duration_seconds`.
 const DURATION_BUCKETS: [f64; 24] = [
-    0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0,
-    15.0, 20.0, 30.0, 45.0, 60.0, 120.0,
+    0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0,
+    10.0, 15.0, 20.0, 30.0, 45.0, 60.0, 120.0,
 ];
 
 /// All metrics of a server.
@@ -87,7 +87,13 @@ impl Metrics {
         };
         // Paths come from outside: only what names a resource may become a label.
         let known = info.is_resource && code != 404;
-        let label = |text: &str| if known { text.to_string() } else { String::new() };
+        let label = |text: &str| {
+            if known {
+                text.to_string()
+            } else {
+                String::new()
+            }
+        };
         let verb = match info.verb.as_str() {
             "update" => "PUT".to_string(),
             "create" => "POST".to_string(),

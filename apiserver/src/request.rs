@@ -52,7 +52,11 @@ pub struct RequestInfo {
 impl RequestInfo {
     /// Reads method and path (upstream `RequestInfoFactory.NewRequestInfo`). `query` decides between list and watch.
     /// Fails only for a path that stops after a special verb (`/api/v1/watch`).
-    pub fn parse(method: &http::Method, path: &str, query: &Query) -> Result<RequestInfo, ApiError> {
+    pub fn parse(
+        method: &http::Method,
+        path: &str,
+        query: &Query,
+    ) -> Result<RequestInfo, ApiError> {
         let mut info = RequestInfo {
             path: path.to_string(),
             verb: method.as_str().to_ascii_lowercase(),
@@ -147,10 +151,8 @@ fn single_name_of_field_selector(selector: &str) -> Option<String> {
     selector.split(',').find_map(|term| {
         let value = term.strip_prefix("metadata.name=")?;
         let value = value.strip_prefix('=').unwrap_or(value);
-        let fits = !value.is_empty()
-            && value != "."
-            && value != ".."
-            && !value.contains(['/', '%', '\\']);
+        let fits =
+            !value.is_empty() && value != "." && value != ".." && !value.contains(['/', '%', '\\']);
         fits.then(|| value.to_string())
     })
 }
@@ -274,33 +276,159 @@ mod tests {
             Some((p, q)) => (p, Some(q)),
             None => (target, None),
         };
-        RequestInfo::parse(
-            &method.parse().unwrap(),
-            path,
-            &Query::parse(query),
-        )
-        .unwrap()
+        RequestInfo::parse(&method.parse().unwrap(), path, &Query::parse(query)).unwrap()
     }
 
     #[test]
     fn paths_mean_what_upstream_says() {
         // method, target, verb, group, version, namespace, resource, subresource, name
         let cases = [
-            ("GET", "/api/v1/namespaces", "list", "", "v1", "", "namespaces", "", ""),
-            ("GET", "/api/v1/namespaces/a", "get", "", "v1", "a", "namespaces", "", "a"),
-            ("PUT", "/api/v1/namespaces/a/finalize", "update", "", "v1", "a", "namespaces", "finalize", "a"),
-            ("PUT", "/api/v1/namespaces/a/status", "update", "", "v1", "a", "namespaces", "status", "a"),
-            ("GET", "/api/v1/namespaces/a/pods", "list", "", "v1", "a", "pods", "", ""),
-            ("GET", "/api/v1/namespaces/a/pods/p/log", "get", "", "v1", "a", "pods", "log", "p"),
-            ("GET", "/apis/apps/v1/deployments?watch=1", "watch", "apps", "v1", "", "deployments", "", ""),
-            ("GET", "/apis/apps/v1/deployments?watch=false", "list", "apps", "v1", "", "deployments", "", ""),
-            ("GET", "/api/v1/watch/namespaces/a/pods/p", "watch", "", "v1", "a", "pods", "", "p"),
-            ("DELETE", "/api/v1/namespaces/a/pods", "deletecollection", "", "v1", "a", "pods", "", ""),
-            ("GET", "/api/v1/pods?fieldSelector=metadata.name%3Dx", "list", "", "v1", "", "pods", "", "x"),
-            ("POST", "/api/v1/namespaces/a/pods/p/proxy/x/y", "create", "", "v1", "a", "pods", "proxy", "p"),
-            ("HEAD", "/api/v1/nodes/n", "get", "", "v1", "", "nodes", "", "n"),
+            (
+                "GET",
+                "/api/v1/namespaces",
+                "list",
+                "",
+                "v1",
+                "",
+                "namespaces",
+                "",
+                "",
+            ),
+            (
+                "GET",
+                "/api/v1/namespaces/a",
+                "get",
+                "",
+                "v1",
+                "a",
+                "namespaces",
+                "",
+                "a",
+            ),
+            (
+                "PUT",
+                "/api/v1/namespaces/a/finalize",
+                "update",
+                "",
+                "v1",
+                "a",
+                "namespaces",
+                "finalize",
+                "a",
+            ),
+            (
+                "PUT",
+                "/api/v1/namespaces/a/status",
+                "update",
+                "",
+                "v1",
+                "a",
+                "namespaces",
+                "status",
+                "a",
+            ),
+            (
+                "GET",
+                "/api/v1/namespaces/a/pods",
+                "list",
+                "",
+                "v1",
+                "a",
+                "pods",
+                "",
+                "",
+            ),
+            (
+                "GET",
+                "/api/v1/namespaces/a/pods/p/log",
+                "get",
+                "",
+                "v1",
+                "a",
+                "pods",
+                "log",
+                "p",
+            ),
+            (
+                "GET",
+                "/apis/apps/v1/deployments?watch=1",
+                "watch",
+                "apps",
+                "v1",
+                "",
+                "deployments",
+                "",
+                "",
+            ),
+            (
+                "GET",
+                "/apis/apps/v1/deployments?watch=false",
+                "list",
+                "apps",
+                "v1",
+                "",
+                "deployments",
+                "",
+                "",
+            ),
+            (
+                "GET",
+                "/api/v1/watch/namespaces/a/pods/p",
+                "watch",
+                "",
+                "v1",
+                "a",
+                "pods",
+                "",
+                "p",
+            ),
+            (
+                "DELETE",
+                "/api/v1/namespaces/a/pods",
+                "deletecollection",
+                "",
+                "v1",
+                "a",
+                "pods",
+                "",
+                "",
+            ),
+            (
+                "GET",
+                "/api/v1/pods?fieldSelector=metadata.name%3Dx",
+                "list",
+                "",
+                "v1",
+                "",
+                "pods",
+                "",
+                "x",
+            ),
+            (
+                "POST",
+                "/api/v1/namespaces/a/pods/p/proxy/x/y",
+                "create",
+                "",
+                "v1",
+                "a",
+                "pods",
+                "proxy",
+                "p",
+            ),
+            (
+                "HEAD",
+                "/api/v1/nodes/n",
+                "get",
+                "",
+                "v1",
+                "",
+                "nodes",
+                "",
+                "n",
+            ),
         ];
-        for (method, target, verb, group, version, namespace, resource, subresource, name) in cases {
+        for (method, target, verb, group, version, namespace, resource, subresource, name) in cases
+        {
             let info = parse(method, target);
             assert!(info.is_resource, "{target}");
             assert_eq!(
@@ -317,7 +445,15 @@ mod tests {
                 "{method} {target}"
             );
         }
-        for target in ["/", "/healthz", "/api", "/api/v1", "/apis/apps", "/apis/apps/v1", "/openapi/v3/apis/apps/v1"] {
+        for target in [
+            "/",
+            "/healthz",
+            "/api",
+            "/api/v1",
+            "/apis/apps",
+            "/apis/apps/v1",
+            "/openapi/v3/apis/apps/v1",
+        ] {
             let info = parse("GET", target);
             assert!(!info.is_resource, "{target}");
             assert_eq!(info.verb, "get");
@@ -333,7 +469,10 @@ mod tests {
         assert_eq!(q.get("bad"), Some("%zz"));
         assert_eq!(q.get("end"), Some("%4"));
         assert_eq!(
-            Query::parse(Some("limit=abc")).int("limit").unwrap_err().message,
+            Query::parse(Some("limit=abc"))
+                .int("limit")
+                .unwrap_err()
+                .message,
             "strconv.ParseInt: parsing \"abc\": invalid syntax"
         );
     }

@@ -28,7 +28,10 @@ async fn resource(request: Authorized) -> Result<Response, ApiError> {
     if core != info.group.is_empty() {
         return Ok(page_not_found());
     }
-    let Some(served) = table.get(&info.group, &info.version, &info.resource).cloned() else {
+    let Some(served) = table
+        .get(&info.group, &info.version, &info.resource)
+        .cloned()
+    else {
         if table
             .catalog()
             .group_version(&info.group, &info.version)

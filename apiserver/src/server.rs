@@ -11,8 +11,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admission::Plugin;
 use crate::authn::review::OpenIdDocuments;
-use crate::authn::{Authentication, ConfigError};
 use crate::authn::token_request::TokenIssuer;
+use crate::authn::{Authentication, ConfigError};
 use crate::authz::escalation::EscalationCheck;
 use crate::authz::node::NodeAuthorizer;
 use crate::authz::rbac::Rbac;
@@ -126,7 +126,7 @@ impl ApiServer {
             Schema::builtin(),
             strategies::lookup,
         )?);
-        let caches = Caches::new(store.clone(), registry.clone(), config.clock.clone());
+        let caches = Caches::new(store.clone(), registry.clone());
         let objects = Objects(caches.clone());
         let authentication = Authentication::new(
             config.authentication.clone(),
@@ -182,6 +182,7 @@ impl ApiServer {
     /// Ends all streams and stops background work. Requests under way are finished by whoever serves them.
     pub fn close(&self) {
         self.server.closing.cancel();
+        self.server.storage.caches.close();
     }
 }
 
@@ -245,7 +246,11 @@ fn cluster_facts(config: &Config) -> Result<ClusterFacts, StartError> {
         StartError::Config(format!("the range of service addresses {first} is empty"))
     })?;
     Ok(ClusterFacts {
-        service_cidrs: config.service_cidrs.iter().map(ToString::to_string).collect(),
+        service_cidrs: config
+            .service_cidrs
+            .iter()
+            .map(ToString::to_string)
+            .collect(),
         service_address,
         advertise_address: config
             .advertise_address

@@ -80,7 +80,8 @@ pub fn decode(
     } else {
         found_api_version
     };
-    let (group, version) = parse_api_version(&found_api_version).unwrap_or(("", &found_api_version));
+    let (group, version) =
+        parse_api_version(&found_api_version).unwrap_or(("", &found_api_version));
     let cannot_be_handled = |why: String| {
         ApiError::bad_request(format!(
             "{kind} in version {version:?} cannot be handled as a {}: {why}",
@@ -88,9 +89,7 @@ pub fn decode(
         ))
     };
     if kind != expected.kind || group != expected.group {
-        let known = Catalog::builtin()
-            .kind(group, version, &kind)
-            .is_some();
+        let known = Catalog::builtin().kind(group, version, &kind).is_some();
         return Err(cannot_be_handled(if known {
             format!(
                 "converting ({}) to ({}): unknown conversion",
@@ -137,9 +136,8 @@ fn type_meta(body: &[u8], format: Format) -> Result<(String, String), DecodeErro
         }
         Format::Yaml => {
             let (document, _) = codec::yaml::decode_any(body, Strictness::Lenient)?;
-            let text = |name: &str| {
-                keelson_machinery::value::str_or_empty(&document, &[name]).to_string()
-            };
+            let text =
+                |name: &str| keelson_machinery::value::str_or_empty(&document, &[name]).to_string();
             (text("kind"), text("apiVersion"))
         }
         Format::Protobuf => {
@@ -158,7 +156,11 @@ pub fn set_type_meta(object: &mut Value, kind: &str, api_version: &str) {
 }
 
 fn go_type(group: &str, version: &str, kind: &str) -> String {
-    let package = group.split('.').next().filter(|g| !g.is_empty()).unwrap_or("core");
+    let package = group
+        .split('.')
+        .next()
+        .filter(|g| !g.is_empty())
+        .unwrap_or("core");
     if version.is_empty() {
         format!("{package}.{kind}")
     } else {
@@ -199,12 +201,11 @@ pub fn encode_json(object: &Value, kind: &str, api_version: &str) -> Result<Byte
     let mut out: Vec<u8> = Vec::with_capacity(1024);
     out.extend_from_slice(head(kind, api_version).as_bytes());
     // Metadata comes next, wherever the alphabet puts it.
-    let ordered = members
-        .get_key_value("metadata")
-        .into_iter()
-        .chain(members.iter().filter(|(name, _)| {
-            !matches!(name.as_str(), "kind" | "apiVersion" | "metadata")
-        }));
+    let ordered = members.get_key_value("metadata").into_iter().chain(
+        members
+            .iter()
+            .filter(|(name, _)| !matches!(name.as_str(), "kind" | "apiVersion" | "metadata")),
+    );
     for (index, (name, member)) in ordered.enumerate() {
         if index > 0 {
             out.push(b',');
@@ -246,14 +247,15 @@ impl StorageCodec for JsonStorage {
         if stored.starts_with(b"{") {
             return serde_json::from_slice(stored).map_err(|e| e.to_string());
         }
-        let mut object = codec::protobuf::decode_object(stored, self.object_type)
-            .map_err(|e| e.to_string())?;
+        let mut object =
+            codec::protobuf::decode_object(stored, self.object_type).map_err(|e| e.to_string())?;
         set_type_meta(&mut object, &self.kind, &self.api_version);
         Ok(object)
     }
 
     fn encode(&self, object: &Value) -> Result<Bytes, String> {
-        let has_revision = keelson_machinery::value::get(object, &["metadata", "resourceVersion"]).is_some();
+        let has_revision =
+            keelson_machinery::value::get(object, &["metadata", "resourceVersion"]).is_some();
         if !has_revision {
             return encode_json(object, &self.kind, &self.api_version).map_err(|e| e.message);
         }

@@ -28,7 +28,8 @@ impl Format {
     }
 
     fn of_media_type(text: &str) -> Option<Format> {
-        ALL.into_iter().find(|f| f.media_type().eq_ignore_ascii_case(text))
+        ALL.into_iter()
+            .find(|f| f.media_type().eq_ignore_ascii_case(text))
     }
 }
 
@@ -111,9 +112,8 @@ pub fn input_format(headers: &HeaderMap) -> Result<Format, ApiError> {
         return Ok(Format::Json);
     }
     let media_type = text.split(';').next().unwrap_or_default().trim();
-    Format::of_media_type(media_type).ok_or_else(|| {
-        ApiError::unsupported_media_type(&ALL.map(|f| f.media_type().to_string()))
-    })
+    Format::of_media_type(media_type)
+        .ok_or_else(|| ApiError::unsupported_media_type(&ALL.map(|f| f.media_type().to_string())))
 }
 
 /// The 406 that lists what there is.
@@ -269,16 +269,44 @@ mod tests {
             ("*/*", Format::Json, None),
             ("application/*", Format::Json, None),
             ("application/yaml", Format::Yaml, None),
-            ("application/vnd.kubernetes.protobuf, application/json", Format::Protobuf, None),
-            ("application/json;q=0.5, application/yaml", Format::Yaml, None),
-            ("application/json;as=Table;v=v1;g=meta.k8s.io,application/json", Format::Json, table.clone()),
-            ("application/json;as=Table;v=v2;g=meta.k8s.io,application/json", Format::Json, None),
-            ("application/vnd.kubernetes.protobuf;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1;g=meta.k8s.io", Format::Json, table),
-            ("application/vnd.kubernetes.protobuf;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1", Format::Protobuf, list),
+            (
+                "application/vnd.kubernetes.protobuf, application/json",
+                Format::Protobuf,
+                None,
+            ),
+            (
+                "application/json;q=0.5, application/yaml",
+                Format::Yaml,
+                None,
+            ),
+            (
+                "application/json;as=Table;v=v1;g=meta.k8s.io,application/json",
+                Format::Json,
+                table.clone(),
+            ),
+            (
+                "application/json;as=Table;v=v2;g=meta.k8s.io,application/json",
+                Format::Json,
+                None,
+            ),
+            (
+                "application/vnd.kubernetes.protobuf;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1;g=meta.k8s.io",
+                Format::Json,
+                table,
+            ),
+            (
+                "application/vnd.kubernetes.protobuf;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1",
+                Format::Protobuf,
+                list,
+            ),
         ];
         for (accept, format, convert) in cases {
             let output = negotiate(accept).unwrap();
-            assert_eq!((output.format, output.convert), (format, convert), "{accept}");
+            assert_eq!(
+                (output.format, output.convert),
+                (format, convert),
+                "{accept}"
+            );
         }
         let error = negotiate("text/html").unwrap_err();
         assert_eq!(error.code, 406);

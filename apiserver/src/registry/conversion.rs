@@ -11,7 +11,11 @@ use crate::codec::body::set_type_meta;
 pub fn same_shape(served: &Served) -> bool {
     served.is_storage_version()
         || !matches!(
-            (served.row.group.as_str(), served.row.resource.as_str(), served.row.version.as_str()),
+            (
+                served.row.group.as_str(),
+                served.row.resource.as_str(),
+                served.row.version.as_str()
+            ),
             ("autoscaling", "horizontalpodautoscalers", _) | ("events.k8s.io", "events", _)
         )
 }
@@ -21,7 +25,11 @@ pub fn to_storage(served: &Served, mut object: Value) -> Result<Value, ApiError>
     if served.is_storage_version() {
         return Ok(object);
     }
-    match (served.row.group.as_str(), served.row.resource.as_str(), served.row.version.as_str()) {
+    match (
+        served.row.group.as_str(),
+        served.row.resource.as_str(),
+        served.row.version.as_str(),
+    ) {
         ("events.k8s.io", "events", _) => rename(&mut object, EVENT_NAMES, Direction::ToStorage),
         ("autoscaling", "horizontalpodautoscalers", "v1") => hpa_v1_to_v2(&mut object),
         _ => {}
@@ -39,7 +47,11 @@ pub fn from_storage(served: &Served, mut object: Value) -> Result<Value, ApiErro
     if served.is_storage_version() {
         return Ok(object);
     }
-    match (served.row.group.as_str(), served.row.resource.as_str(), served.row.version.as_str()) {
+    match (
+        served.row.group.as_str(),
+        served.row.resource.as_str(),
+        served.row.version.as_str(),
+    ) {
         ("events.k8s.io", "events", _) => rename(&mut object, EVENT_NAMES, Direction::FromStorage),
         ("autoscaling", "horizontalpodautoscalers", "v1") => hpa_v2_to_v1(&mut object),
         _ => {}
@@ -177,9 +189,16 @@ fn hpa_v2_to_v1(object: &mut Value) {
     if let Some(behavior) = value::remove(object, &["spec", "behavior"]) {
         put_annotation(object, HPA_BEHAVIOR, &behavior);
     }
-    let (percent, others) = split_cpu(value::remove(object, &["status", "currentMetrics"]), "current");
+    let (percent, others) = split_cpu(
+        value::remove(object, &["status", "currentMetrics"]),
+        "current",
+    );
     if let Some(percent) = percent {
-        value::set(object, &["status", "currentCPUUtilizationPercentage"], percent);
+        value::set(
+            object,
+            &["status", "currentCPUUtilizationPercentage"],
+            percent,
+        );
     }
     if !others.is_empty() {
         put_annotation(object, HPA_CURRENT_METRICS, &Value::Array(others));

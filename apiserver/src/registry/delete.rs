@@ -64,7 +64,10 @@ pub fn plan(
     let mut graceful = false;
 
     let mut asked = options.clone();
-    if asked.grace_period_seconds.is_some_and(|seconds| seconds < 0) {
+    if asked
+        .grace_period_seconds
+        .is_some_and(|seconds| seconds < 0)
+    {
         asked.grace_period_seconds = Some(1);
     }
     if let Some(deleting_at) = meta::deletion_timestamp(object) {
@@ -159,8 +162,7 @@ pub fn check_preconditions(
 
 /// Moves a deletion forward to a shorter grace period, but never into the past.
 fn shorten(deleting_at: &str, old_grace: i64, seconds: i64, now: Timestamp) -> (Timestamp, i64) {
-    let at = deleting_at.parse::<Timestamp>().unwrap_or(now)
-        - SignedDuration::from_secs(old_grace)
+    let at = deleting_at.parse::<Timestamp>().unwrap_or(now) - SignedDuration::from_secs(old_grace)
         + SignedDuration::from_secs(seconds);
     if at >= now {
         (at, seconds)
@@ -252,21 +254,27 @@ pub async fn delete(
             Plan::Remove(next) if context.dry_run => {
                 return Ok(Deleted::Gone(unsaved(next, &old)));
             }
-            Plan::Mark(next) => {
-                commit(storage, context, &key, Expect::ModRevision(old.revision), next)
+            Plan::Mark(next) => commit(
+                storage,
+                context,
+                &key,
+                Expect::ModRevision(old.revision),
+                next,
+            )
+            .await
+            .map(Deleted::Marked),
+            Plan::Remove(mut next) => {
+                commit_delete(storage, &key, old.revision)
                     .await
-                    .map(Deleted::Marked)
-            }
-            Plan::Remove(mut next) => commit_delete(storage, &key, old.revision)
-                .await
-                .map(|revision| {
-                    meta::set(&mut next, "resourceVersion", revision.to_string());
-                    Deleted::Gone(Stored {
-                        object: Arc::new(next),
-                        json: None,
-                        revision,
+                    .map(|revision| {
+                        meta::set(&mut next, "resourceVersion", revision.to_string());
+                        Deleted::Gone(Stored {
+                            object: Arc::new(next),
+                            json: None,
+                            revision,
+                        })
                     })
-                }),
+            }
         };
         match result {
             Ok(deleted) => {

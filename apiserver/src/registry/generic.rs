@@ -2,6 +2,7 @@
 //! [`super::strategy::Strategy`].
 
 use keelson_machinery::catalog::Resource;
+use keelson_machinery::meta::{NameRule, names};
 use keelson_machinery::value::{self, Object, Value};
 
 use super::strategy::Context;
@@ -90,6 +91,19 @@ const CONDITIONAL_UPDATE_ONLY: &[(&str, &str)] = &[
     ("storagemigration.k8s.io", ""),
 ];
 
+/// The rule for names of a resource: those of RBAC and of API services may be anything fit for a path.
+pub fn name_rule(row: &Resource) -> NameRule {
+    match (row.group.as_str(), row.resource.as_str()) {
+        ("rbac.authorization.k8s.io", _)
+        | ("apiregistration.k8s.io", "apiservices")
+        | ("networking.k8s.io", "ipaddresses")
+        | ("certificates.k8s.io", "clustertrustbundles") => names::path_segment,
+        ("", "namespaces") => names::name_is_dns_label,
+        ("", "services") => names::name_is_dns1035_label,
+        _ => names::name_is_dns_subdomain,
+    }
+}
+
 fn listed(list: &[(&str, &str)], row: &Resource) -> bool {
     list.iter()
         .any(|(g, r)| *g == row.group && (r.is_empty() || *r == row.resource))
@@ -160,14 +174,10 @@ pub fn keep_all_but_status(object: &mut Value, old: &Value) {
     let (Some(new_members), Some(old_members)) = (object.as_object_mut(), old.as_object()) else {
         return;
     };
-    new_members.retain(|name, _| {
-        matches!(name.as_str(), "status" | "metadata" | "apiVersion" | "kind")
-    });
+    new_members
+        .retain(|name, _| matches!(name.as_str(), "status" | "metadata" | "apiVersion" | "kind"));
     for (name, member) in old_members {
-        if !matches!(
-            name.as_str(),
-            "status" | "metadata" | "apiVersion" | "kind"
-        ) {
+        if !matches!(name.as_str(), "status" | "metadata" | "apiVersion" | "kind") {
             new_members.insert(name.clone(), member.clone());
         }
     }

@@ -57,7 +57,11 @@ pub trait Change: Send {
     /// not exist and the resource may be created by an update; its resourceVersion is set.
     async fn apply(&mut self, current: Option<&Arc<Value>>) -> Result<Value, ApiError>;
     /// Validating admission on the final object.
-    async fn validate(&mut self, object: &Value, current: Option<&Arc<Value>>) -> Result<(), ApiError>;
+    async fn validate(
+        &mut self,
+        object: &Value,
+        current: Option<&Arc<Value>>,
+    ) -> Result<(), ApiError>;
     /// A warning for the client.
     fn warn(&mut self, warning: String);
     /// The uid that the object must have.
@@ -80,7 +84,9 @@ impl Updated {
     /// The state, whatever became of it.
     pub fn into_stored(self) -> Stored {
         match self {
-            Updated::Created(stored) | Updated::Updated(stored) | Updated::Deleted(stored) => stored,
+            Updated::Created(stored) | Updated::Updated(stored) | Updated::Deleted(stored) => {
+                stored
+            }
         }
     }
 }
@@ -191,7 +197,12 @@ async fn create_once(
     }
 }
 
-fn exists_error(served: &Served, at: &GroupResource, name: &str, current: Option<&KeyValue>) -> ApiError {
+fn exists_error(
+    served: &Served,
+    at: &GroupResource,
+    name: &str,
+    current: Option<&KeyValue>,
+) -> ApiError {
     let mut error = ApiError::already_exists(at, name);
     let deleting = current
         .and_then(|kv| served.codec.decode(&kv.value).ok())
@@ -215,7 +226,7 @@ fn before_create(
     let mut findings = meta::validate_object_meta(
         object,
         served.row.namespaced,
-        served.strategy.name_rule(),
+        served.strategy.name_rule(&served.row),
         &Path::new("metadata"),
     );
     findings.extend(served.strategy.validate(context, object));
@@ -277,7 +288,11 @@ fn before_update(
     Ok(())
 }
 
-fn refuse_findings(served: &Served, object: &Value, mut findings: Vec<FieldError>) -> Result<(), ApiError> {
+fn refuse_findings(
+    served: &Served,
+    object: &Value,
+    mut findings: Vec<FieldError>,
+) -> Result<(), ApiError> {
     if findings.is_empty() {
         return Ok(());
     }
@@ -332,11 +347,11 @@ pub async fn update(
         }
         let mut object = change.apply(Some(&old.object)).await?;
         check_resource_version(context, at, name, &mut object, &old.object)?;
-        let allocation = Allocation::new(
-            served
-                .strategy
-                .begin_update(context, &mut object, &old.object)?,
-        );
+        let allocation = Allocation::new(served.strategy.begin_update(
+            context,
+            &mut object,
+            &old.object,
+        )?);
         before_update(context, namespace, &mut object, &old.object, change)?;
         change.validate(&object, Some(&old.object)).await?;
 
@@ -368,7 +383,15 @@ pub async fn update(
                 revision: old.revision,
             }));
         }
-        match commit(storage, context, &key, Expect::ModRevision(old.revision), object).await {
+        match commit(
+            storage,
+            context,
+            &key,
+            Expect::ModRevision(old.revision),
+            object,
+        )
+        .await
+        {
             Ok(stored) => {
                 allocation.keep();
                 served
@@ -472,10 +495,9 @@ pub async fn read_latest(
 
 /// A state as a conflict reported it.
 pub(super) fn decode(served: &Served, kv: KeyValue) -> Result<Stored, ApiError> {
-    let mut object = served
-        .codec
-        .decode(&kv.value)
-        .map_err(|why| ApiError::internal(format!("stored object {} does not decode: {why}", kv.key)))?;
+    let mut object = served.codec.decode(&kv.value).map_err(|why| {
+        ApiError::internal(format!("stored object {} does not decode: {why}", kv.key))
+    })?;
     meta::set(&mut object, "resourceVersion", kv.mod_revision.to_string());
     Ok(Stored {
         object: Arc::new(object),
@@ -638,8 +660,12 @@ pub fn store_error(error: keelson_store::Error, at: &GroupResource, name: &str) 
         Error::Compacted { .. } => {
             ApiError::resource_expired("The resourceVersion for the provided list is too old.")
         }
-        Error::Future { requested, current } => CacheError::TooLarge { requested, current }.to_api(),
-        Error::Lagged => ApiError::resource_expired("The resourceVersion for the provided watch is too old."),
+        Error::Future { requested, current } => {
+            CacheError::TooLarge { requested, current }.to_api()
+        }
+        Error::Lagged => {
+            ApiError::resource_expired("The resourceVersion for the provided watch is too old.")
+        }
         unwritable @ Error::Unwritable(_) => {
             tracing::error!(resource = %at, name, error = %unwritable, "a write was refused by the store");
             ApiError::service_unavailable(unwritable.to_string())
@@ -687,7 +713,15 @@ pub async fn edit(
                 revision: old.revision,
             });
         }
-        match commit(storage, context, &key, Expect::ModRevision(old.revision), object).await {
+        match commit(
+            storage,
+            context,
+            &key,
+            Expect::ModRevision(old.revision),
+            object,
+        )
+        .await
+        {
             Ok(stored) => return Ok(stored),
             Err(CommitError::Conflict(Some(kv))) => current = Some(decode(served, kv)?),
             Err(CommitError::Conflict(None)) => current = None,

@@ -18,7 +18,7 @@
 
 use keelson_machinery::catalog::Resource;
 use keelson_machinery::clock::Clock;
-use keelson_machinery::meta::{NameRule, names};
+use keelson_machinery::meta::NameRule;
 use keelson_machinery::status::ApiError;
 use keelson_machinery::status::field::FieldError;
 use keelson_machinery::value::Value;
@@ -99,9 +99,10 @@ pub trait Strategy: Send + Sync + 'static {
         Vec::new()
     }
 
-    /// The rule for names (upstream's `ValidateNameFunc`). The default is a DNS subdomain, what most kinds ask for.
-    fn name_rule(&self) -> NameRule {
-        names::name_is_dns_subdomain
+    /// The rule for names (upstream's `ValidateNameFunc`). The default looks into a short list; what is not on it must
+    /// be a DNS subdomain.
+    fn name_rule(&self, row: &Resource) -> NameRule {
+        super::generic::name_rule(row)
     }
 
     /// Warnings for the client about a valid new object; no "Warning:" prefix.

@@ -89,7 +89,12 @@ fn validate(binding: &Value) -> Result<(), ApiError> {
     ))
 }
 
-async fn assign(call: &Call, pods: &Served, binding: &Value, dry_run: bool) -> Result<(), ApiError> {
+async fn assign(
+    call: &Call,
+    pods: &Served,
+    binding: &Value,
+    dry_run: bool,
+) -> Result<(), ApiError> {
     let node = value::str_or_empty(binding, &["target", "name"]);
     let at = GroupResource::new("", "pods");
     let at_binding = GroupResource::new("", "pods/binding");

@@ -90,11 +90,7 @@ fn read_delete_options(eviction: &Value, dry_run: bool) -> DeleteOptions {
     DeleteOptions {
         grace_period_seconds: value::get_i64(eviction, &["deleteOptions", "gracePeriodSeconds"]),
         precondition_uid: text(&["deleteOptions", "preconditions", "uid"]),
-        precondition_resource_version: text(&[
-            "deleteOptions",
-            "preconditions",
-            "resourceVersion",
-        ]),
+        precondition_resource_version: text(&["deleteOptions", "preconditions", "resourceVersion"]),
         propagation_policy: text(&["deleteOptions", "propagationPolicy"]),
         orphan_dependents: value::get_bool(eviction, &["deleteOptions", "orphanDependents"]),
         dry_run: dry_run || !value::items(eviction, &["deleteOptions", "dryRun"]).is_empty(),
@@ -150,10 +146,12 @@ fn needs_no_budget(pod: &Value) -> bool {
 }
 
 fn is_ready(pod: &Value) -> bool {
-    value::items(pod, &["status", "conditions"]).iter().any(|c| {
-        value::str_or_empty(c, &["type"]) == "Ready"
-            && value::str_or_empty(c, &["status"]) == "True"
-    })
+    value::items(pod, &["status", "conditions"])
+        .iter()
+        .any(|c| {
+            value::str_or_empty(c, &["type"]) == "Ready"
+                && value::str_or_empty(c, &["status"]) == "True"
+        })
 }
 
 fn unhealthy_may_go(budget: &Value) -> bool {
@@ -238,12 +236,12 @@ fn decrement(budget: &Value, pod: &str, now: Timestamp) -> Result<Value, ApiErro
             .iter()
             .find(|c| value::str_or_empty(c, &["type"]) == "DisruptionAllowed")
             .filter(|c| value::str_or_empty(c, &["status"]) == "False");
-        let said = |field: &str| {
-            condition.map_or("", |c| value::str_or_empty(c, &[field]))
-        };
+        let said = |field: &str| condition.map_or("", |c| value::str_or_empty(c, &[field]));
         let (reason, message) = (said("reason"), said("message"));
         let why = if reason == "SyncFailed" && !message.is_empty() {
-            format!("The disruption budget {name} does not allow evicting pods currently because it failed sync: {message}")
+            format!(
+                "The disruption budget {name} does not allow evicting pods currently because it failed sync: {message}"
+            )
         } else if number("currentHealthy") <= number("desiredHealthy") {
             format!(
                 "The disruption budget {name} needs {} healthy pods and has {} currently",
@@ -251,7 +249,9 @@ fn decrement(budget: &Value, pod: &str, now: Timestamp) -> Result<Value, ApiErro
                 number("currentHealthy")
             )
         } else if !message.is_empty() {
-            format!("The disruption budget {name} does not allow evicting pods currently ({reason}): {message}")
+            format!(
+                "The disruption budget {name} does not allow evicting pods currently ({reason}): {message}"
+            )
         } else {
             format!("The disruption budget {name} does not allow evicting pods currently")
         };
@@ -298,19 +298,26 @@ async fn mark_and_delete(call: &Call, options: &DeleteOptions) -> Result<(), Api
     let mut options = options.clone();
     if !options.dry_run {
         let now = call.server.storage.clock.now();
-        let marked = store::edit(&call.server.storage, &context, &pods, namespace, name, |pod| {
-            delete::check_preconditions(&context, pod, &options)?;
-            let mut pod = pod.clone();
-            set_condition(
-                &mut pod,
-                "DisruptionTarget",
-                "True",
-                "EvictionByEvictionAPI",
-                "Eviction API: evicting",
-                now,
-            );
-            Ok(pod)
-        })
+        let marked = store::edit(
+            &call.server.storage,
+            &context,
+            &pods,
+            namespace,
+            name,
+            |pod| {
+                delete::check_preconditions(&context, pod, &options)?;
+                let mut pod = pod.clone();
+                set_condition(
+                    &mut pod,
+                    "DisruptionTarget",
+                    "True",
+                    "EvictionByEvictionAPI",
+                    "Eviction API: evicting",
+                    now,
+                );
+                Ok(pod)
+            },
+        )
         .await?;
         if options.precondition_resource_version.is_some() {
             options.precondition_resource_version =

@@ -77,7 +77,10 @@ async fn connect(call: Call, body: RequestBody) -> Result<Response, ApiError> {
 
 /// Answers a request to a resource that is not stored: reviews and old forms.
 pub async fn answered_only(mut call: Call, body: RequestBody) -> Result<Response, ApiError> {
-    match (call.served.row.group.as_str(), call.served.row.resource.as_str()) {
+    match (
+        call.served.row.group.as_str(),
+        call.served.row.resource.as_str(),
+    ) {
         ("", "bindings") => {
             let body = read_body(body).await?;
             binding::bind_from_collection(&mut call, &body).await

@@ -11,10 +11,10 @@ use crate::authn::review as authentication;
 use crate::authz::review::{self as authorization, ReviewKind};
 use crate::body::Response;
 use crate::registry::store;
+use crate::verbs::Call;
 use crate::verbs::call::Admission;
 use crate::verbs::options::WriteOptions;
 use crate::verbs::respond::{self, ListHead};
-use crate::verbs::Call;
 
 /// `POST` of a review; the answer is the review with its status.
 pub async fn create(call: &mut Call, body: &Bytes) -> Result<Response, ApiError> {
@@ -60,7 +60,13 @@ pub async fn create(call: &mut Call, body: &Bytes) -> Result<Response, ApiError>
         _ => return Err(ApiError::no_such_resource()),
     };
     keelson_machinery::schema::normalize(&mut answer, served.object_type);
-    respond::other_kind(call, &output, StatusCode::CREATED, &answer, served.object_type)
+    respond::other_kind(
+        call,
+        &output,
+        StatusCode::CREATED,
+        &answer,
+        served.object_type,
+    )
 }
 
 /// The old list of components: the store, which is the only one the server knows of by itself.
@@ -85,5 +91,11 @@ pub async fn component_statuses(call: &mut Call) -> Result<Response, ApiError> {
         return Err(ApiError::not_found(&call.group_resource(), &call.info.name));
     }
     let served = call.served.clone();
-    respond::other_kind(call, &output, StatusCode::OK, &component, served.object_type)
+    respond::other_kind(
+        call,
+        &output,
+        StatusCode::OK,
+        &component,
+        served.object_type,
+    )
 }

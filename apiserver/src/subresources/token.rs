@@ -41,10 +41,17 @@ pub async fn create(call: &mut Call, body: &Bytes) -> Result<Response, ApiError>
     );
     let request = admit(call, admission, request).await?;
     let server = call.server.clone();
-    let issuer = server.token_issuer().ok_or_else(ApiError::no_such_resource)?;
+    let issuer = server
+        .token_issuer()
+        .ok_or_else(ApiError::no_such_resource)?;
     let mut warnings = Vec::new();
     let answer = issuer
-        .issue(&call.info.namespace, &call.info.name, request, &mut warnings)
+        .issue(
+            &call.info.namespace,
+            &call.info.name,
+            request,
+            &mut warnings,
+        )
         .await?;
     call.warnings.extend(warnings);
     let object_type = Schema::builtin()

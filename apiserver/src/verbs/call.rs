@@ -179,7 +179,13 @@ pub struct Admission {
 
 impl Admission {
     /// For the object of the call (or of its subresource's `kind`).
-    pub fn new(call: &Call, operation: Operation, kind: &str, options: Value, dry_run: bool) -> Admission {
+    pub fn new(
+        call: &Call,
+        operation: Operation,
+        kind: &str,
+        options: Value,
+        dry_run: bool,
+    ) -> Admission {
         Admission {
             server: call.server.clone(),
             request: AdmissionRequest {
@@ -203,7 +209,11 @@ impl Admission {
     }
 
     /// Runs the mutating plugins over `object`.
-    pub async fn admit(&mut self, object: Value, old: Option<Arc<Value>>) -> Result<Value, ApiError> {
+    pub async fn admit(
+        &mut self,
+        object: Value,
+        old: Option<Arc<Value>>,
+    ) -> Result<Value, ApiError> {
         self.fill(Some(object), old);
         for plugin in self.server.admission() {
             plugin.admit(&mut self.request).await?;
@@ -226,7 +236,11 @@ impl Admission {
     }
 
     /// Runs the validating plugins.
-    pub async fn validate(&mut self, object: Option<&Value>, old: Option<Arc<Value>>) -> Result<(), ApiError> {
+    pub async fn validate(
+        &mut self,
+        object: Option<&Value>,
+        old: Option<Arc<Value>>,
+    ) -> Result<(), ApiError> {
         if self.server.admission().is_empty() {
             return Ok(());
         }

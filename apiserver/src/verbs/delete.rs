@@ -144,9 +144,7 @@ fn delete_one<'a>(
         .await;
         match result {
             Ok(
-                Deleted::Gone(stored)
-                | Deleted::Marked(stored)
-                | Deleted::AlreadyDeleting(stored),
+                Deleted::Gone(stored) | Deleted::Marked(stored) | Deleted::AlreadyDeleting(stored),
             ) => {
                 let shown = conversion::from_storage(served, Value::clone(&stored.object))?;
                 Ok(Some(shown))

@@ -3,8 +3,8 @@
 use keelson_machinery::status::ApiError;
 use keelson_store::Revision;
 
-use super::respond::{self, Item};
 use super::Call;
+use super::respond::{self, Item};
 use crate::body::Response;
 use crate::cache::types::Freshness;
 use crate::registry::store::cache_error;

@@ -2,11 +2,11 @@
 
 use keelson_machinery::status::ApiError;
 
+use super::Call;
 use super::get::parse_revision;
 use super::options::ListOptions;
 use super::respond::{self, ListHead};
 use super::selection::selection;
-use super::Call;
 use crate::body::Response;
 use crate::cache::types::{CacheError, Freshness, ListPage, Paging};
 use crate::registry::store::cache_error;

@@ -8,8 +8,8 @@ use keelson_machinery::codec::{self as machinery_codec, Strictness};
 use keelson_machinery::meta::{self, GroupKind};
 use keelson_machinery::patch as patches;
 use keelson_machinery::schema::Type;
-use keelson_machinery::status::field::{FieldError, Path};
 use keelson_machinery::status::ApiError;
+use keelson_machinery::status::field::{FieldError, Path};
 use keelson_machinery::value::Value;
 
 use super::call::{Call, set_defaults};
@@ -34,7 +34,10 @@ pub enum PatchType {
 const ACCEPTED: [(&str, PatchType); 3] = [
     ("application/json-patch+json", PatchType::Json),
     ("application/merge-patch+json", PatchType::Merge),
-    ("application/strategic-merge-patch+json", PatchType::Strategic),
+    (
+        "application/strategic-merge-patch+json",
+        PatchType::Strategic,
+    ),
 ];
 
 impl PatchType {
@@ -66,9 +69,13 @@ pub struct Patch {
 
 impl Patch {
     /// Parses the body.
-    pub fn read(kind: PatchType, body: &Bytes, validation: FieldValidation) -> Result<Patch, ApiError> {
-        let (document, strict) =
-            machinery_codec::json::decode_any(body, Strictness::Strict).map_err(|error| {
+    pub fn read(
+        kind: PatchType,
+        body: &Bytes,
+        validation: FieldValidation,
+    ) -> Result<Patch, ApiError> {
+        let (document, strict) = machinery_codec::json::decode_any(body, Strictness::Strict)
+            .map_err(|error| {
                 ApiError::bad_request(match kind {
                     PatchType::Strategic => error.to_string(),
                     PatchType::Json | PatchType::Merge => {
@@ -99,9 +106,7 @@ impl Patch {
         let patched = match self.kind {
             PatchType::Json => patches::json_patch(current, document),
             PatchType::Merge => patches::merge_patch(current, document),
-            PatchType::Strategic => {
-                patches::strategic_merge_patch(current, document.clone(), of)
-            }
+            PatchType::Strategic => patches::strategic_merge_patch(current, document.clone(), of),
         }?;
         let (decoded, mut strict) = machinery_codec::json::decode_value(
             &patched,
@@ -111,7 +116,12 @@ impl Patch {
                 FieldValidation::Warn | FieldValidation::Strict => Strictness::Strict,
             },
         )
-        .map(|(value, strict)| (value, strict.iter().map(ToString::to_string).collect::<Vec<_>>()))
+        .map(|(value, strict)| {
+            (
+                value,
+                strict.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            )
+        })
         .map_err(|e| refused(&patched, &e.to_string()))?;
         if self.validation != FieldValidation::Ignore {
             let mut all = self.strict.clone();
@@ -171,12 +181,17 @@ struct Patching {
 impl Change for Patching {
     async fn apply(&mut self, current: Option<&Arc<Value>>) -> Result<Value, ApiError> {
         let Some(current) = current else {
-            return Err(ApiError::not_found(&self.served.group_resource(), &self.name));
+            return Err(ApiError::not_found(
+                &self.served.group_resource(),
+                &self.name,
+            ));
         };
         let served = &self.served;
         let shown = conversion::from_storage(served, Value::clone(current))?;
         let mut warnings = Vec::new();
-        let mut patched = self.patch.apply(&shown, served.object_type, &mut warnings)?;
+        let mut patched = self
+            .patch
+            .apply(&shown, served.object_type, &mut warnings)?;
         for warning in warnings {
             self.writer.warn(warning);
         }

@@ -16,6 +16,7 @@ use crate::codec::body::{encode_json, head};
 use crate::codec::{Convert, Format, Output};
 use crate::registry::store::{Stored, cache_error};
 use crate::registry::{Served, conversion};
+use crate::table;
 
 /// An object on its way to the client: in the storage version, as bytes, as a value or both.
 #[derive(Clone, Debug)]
@@ -94,13 +95,7 @@ pub fn object(
     if let Some(convert) = &output.convert {
         let object = item.object(&served)?;
         let converted = match convert {
-            Convert::Table(version) => table(
-                call,
-                version,
-                vec![object],
-                &ListHead::default(),
-                TableHeaders::Show,
-            )?,
+            Convert::Table(version) => table(call, version, &[object], None, TableHeaders::Show)?,
             Convert::PartialObjectMetadata(version) => partial(&object, version),
             Convert::PartialObjectMetadataList(_) => {
                 return Err(ApiError::new(
@@ -241,7 +236,7 @@ pub fn list_of_values(
     match &output.convert {
         Some(Convert::Table(version)) => {
             let version = version.clone();
-            let table = table(call, &version, objects, head, TableHeaders::Show)?;
+            let table = table(call, &version, &objects, Some(head), TableHeaders::Show)?;
             meta_value(call, output, StatusCode::OK, &table)
         }
         Some(Convert::PartialObjectMetadataList(version)) => {
@@ -276,7 +271,11 @@ pub fn list_of_values(
             let bytes = match output.format {
                 Format::Protobuf => {
                     let list_type = keelson_machinery::schema::Schema::builtin()
-                        .lookup_kind(&served.row.group, &served.row.version, &served.row.list_kind)
+                        .lookup_kind(
+                            &served.row.group,
+                            &served.row.version,
+                            &served.row.list_kind,
+                        )
                         .ok_or_else(|| {
                             ApiError::internal(format!("no type {}", served.row.list_kind))
                         })?;
@@ -329,11 +328,14 @@ fn list_json(served: &Served, head: &ListHead, items: &[Arc<Entry>]) -> Result<B
 
 /// Only the metadata of an object.
 pub fn partial(object: &Value, version: &str) -> Value {
-    json!({
-        "kind": "PartialObjectMetadata",
-        "apiVersion": format!("meta.k8s.io/{version}"),
-        "metadata": object.get("metadata").cloned().unwrap_or_else(|| json!({})),
-    })
+    table::partial_metadata(object, meta_api_version(version))
+}
+
+fn meta_api_version(version: &str) -> &'static str {
+    match version {
+        "v1beta1" => "meta.k8s.io/v1beta1",
+        _ => "meta.k8s.io/v1",
+    }
 }
 
 /// Whether a table carries its column definitions.
@@ -345,48 +347,33 @@ pub enum TableHeaders {
     Omit,
 }
 
-/// A table of objects in the version of the request.
+/// A table of objects in the version of the request; of one object when `head` is `None`.
 pub fn table(
     call: &Call,
     version: &str,
-    objects: Vec<Value>,
-    head: &ListHead,
+    objects: &[Value],
+    head: Option<&ListHead>,
     headers: TableHeaders,
 ) -> Result<Value, ApiError> {
-    let include = call.query.text("includeObject").unwrap_or("Metadata");
-    if !matches!(include, "Metadata" | "Object" | "None") {
-        return Err(ApiError::bad_request(format!(
-            "Unable to convert to Table as requested: includeObject: Unsupported value: {include:?}: supported values: \"Metadata\", \"None\", \"Object\""
-        )));
-    }
-    let (columns, mut rows) = crate::tables::rows(&call.served, &objects, &call.server.storage.clock);
-    for (row, object) in rows.iter_mut().zip(objects) {
-        match include {
-            "None" => {
-                row["object"] = Value::Null;
-            }
-            "Object" => row["object"] = object,
-            _ => row["object"] = partial(&object, version),
-        }
-    }
-    let mut table = json!({
-        "kind": "Table",
-        "apiVersion": format!("meta.k8s.io/{version}"),
-        "metadata": head.to_value(),
-        "rows": rows,
-    });
-    table["columnDefinitions"] = match headers {
-        TableHeaders::Show => columns,
-        TableHeaders::Omit => Value::Null,
+    let options = table::Options {
+        include: table::IncludeObject::parse(call.query.get("includeObject"))?,
+        no_headers: headers == TableHeaders::Omit,
+        api_version: meta_api_version(version),
     };
-    if head.resource_version.is_empty()
-        && let [row] = value::items(&table, &["rows"])
-        && let Some(revision) = value::get_str(row, &["object", "metadata", "resourceVersion"])
-    {
-        let revision = revision.to_string();
-        value::set(&mut table, &["metadata", "resourceVersion"], revision);
-    }
-    Ok(table)
+    let now = call.server.storage.clock.now();
+    let subresource = Some(call.info.subresource.as_str()).filter(|sub| !sub.is_empty());
+    let row = &call.served.row;
+    Ok(match (head, objects) {
+        (None, [object]) => table::of_object(row, subresource, object, now, &options),
+        _ => {
+            let head = head.map(ListHead::to_value);
+            let metadata = match head {
+                Some(Value::Object(metadata)) => metadata,
+                _ => Default::default(),
+            };
+            table::of_list(row, subresource, objects, metadata, now, &options)
+        }
+    })
 }
 
 /// Answers with a success `Status` about a deleted object.
@@ -454,13 +441,22 @@ pub fn add_warnings(response: &mut Response, warnings: &[String]) {
 }
 
 /// The response of an error, in the form the client takes, JSON where it takes none.
-pub fn error(headers: &http::HeaderMap, query: &crate::request::Query, error: &ApiError) -> Response {
+pub fn error(
+    headers: &http::HeaderMap,
+    query: &crate::request::Query,
+    error: &ApiError,
+) -> Response {
     let output = Output::negotiate(headers, query).unwrap_or_else(|_| Output::json());
     let output = Output {
         convert: None,
         ..output
     };
-    status(&output, error.code, &error.to_value(), error.details.as_ref().map_or(0, |d| d.retry_after_seconds))
+    status(
+        &output,
+        error.code,
+        &error.to_value(),
+        error.details.as_ref().map_or(0, |d| d.retry_after_seconds),
+    )
 }
 
 /// A `Status` as a response.
@@ -469,7 +465,8 @@ pub fn status(output: &Output, code: u16, status: &Value, retry_after: i32) -> R
         .or_else(|_| encode_meta(&Output::json(), status))
         .unwrap_or_else(|_| (Format::Json, Bytes::from_static(b"{}")));
     let mut response = http::Response::new(full(bytes));
-    *response.status_mut() = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    *response.status_mut() =
+        StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let headers = response.headers_mut();
     headers.insert(
         http::header::CONTENT_TYPE,

@@ -151,7 +151,9 @@ impl Writer {
         object: &Value,
         current: Option<&Arc<Value>>,
     ) -> Result<(), ApiError> {
-        self.admission.validate(Some(object), current.cloned()).await
+        self.admission
+            .validate(Some(object), current.cloned())
+            .await
     }
 
     /// A warning for the client.

@@ -12,11 +12,11 @@ use keelson_machinery::value::Value;
 use keelson_machinery::{codec as machinery_codec, schema::Schema};
 use serde_json::json;
 
+use super::Call;
 use super::get::parse_revision;
 use super::options::ListOptions;
-use super::respond::{self, Item, ListHead, TableHeaders};
+use super::respond::{self, Item, TableHeaders};
 use super::selection::selection;
-use super::Call;
 use crate::body::{Response, streamed};
 use crate::cache::types::{Delivery, Entry, Freshness, WatchOptions, WatchStart};
 use crate::codec::body::set_type_meta;
@@ -164,15 +164,21 @@ impl Frames {
         self.put_value(out, event, object)
     }
 
-    fn put_value(&mut self, out: &mut BytesMut, event: &str, object: Value) -> Result<(), ApiError> {
+    fn put_value(
+        &mut self,
+        out: &mut BytesMut,
+        event: &str,
+        object: Value,
+    ) -> Result<(), ApiError> {
         let object = match &self.output.convert {
             Some(Convert::Table(version)) => {
                 let headers = std::mem::replace(&mut self.table_headers, TableHeaders::Omit);
                 let version = version.clone();
-                respond::table(&self.call, &version, vec![object], &ListHead::default(), headers)?
+                respond::table(&self.call, &version, &[object], None, headers)?
             }
             Some(
-                Convert::PartialObjectMetadata(version) | Convert::PartialObjectMetadataList(version),
+                Convert::PartialObjectMetadata(version)
+                | Convert::PartialObjectMetadataList(version),
             ) => respond::partial(&object, version),
             None => object,
         };

@@ -1,7 +1,6 @@
 //! Namespaces: the `kubernetes` finalizer in the spec, and the Terminating phase
 //! (upstream `pkg/registry/core/namespace`).
 
-use keelson_machinery::meta::{NameRule, names};
 use keelson_machinery::value::{self, Value};
 
 use crate::registry::generic;
@@ -14,10 +13,6 @@ pub struct Namespace;
 const KUBERNETES: &str = "kubernetes";
 
 impl Strategy for Namespace {
-    fn name_rule(&self) -> NameRule {
-        names::name_is_dns_label
-    }
-
     fn default(&self, object: &mut Value) {
         let name = value::str_or_empty(object, &["metadata", "name"]).to_string();
         if !name.is_empty() {

@@ -98,8 +98,8 @@ fn keep_observed_generation(object: &mut Value, old: &Value) {
         value::set(object, &["status", "observedGeneration"], kept);
     }
     let old_conditions = value::items(old, &["status", "conditions"]).to_vec();
-    let Some(conditions) = value::get_mut(object, &["status", "conditions"])
-        .and_then(Value::as_array_mut)
+    let Some(conditions) =
+        value::get_mut(object, &["status", "conditions"]).and_then(Value::as_array_mut)
     else {
         return;
     };
@@ -155,9 +155,10 @@ pub fn qos_class(pod: &Value) -> &'static str {
     let containers = value::items(pod, &["spec", "initContainers"])
         .iter()
         .chain(value::items(pod, &["spec", "containers"]));
-    let pod_level = value::get(pod, &["spec"]).filter(|spec| spec.get("resources").is_some_and(|r| {
-        r.get("limits").is_some() || r.get("requests").is_some()
-    }));
+    let pod_level = value::get(pod, &["spec"]).filter(|spec| {
+        spec.get("resources")
+            .is_some_and(|r| r.get("limits").is_some() || r.get("requests").is_some())
+    });
     let holders: Vec<&Value> = match pod_level {
         Some(spec) => vec![spec],
         None => containers.collect(),
