@@ -24,19 +24,23 @@ use crate::request::{RequestInfo, UserInfo};
 /// The node a user is the kubelet of (`nodeidentifier.NodeIdentity`). `Some("")`: a node that does not say which.
 pub fn node_identity(user: &UserInfo) -> Option<&str> {
     let in_group = user.groups.iter().any(|group| group == "system:nodes");
-    let name = user.name.strip_prefix("system:node:").filter(|_| in_group);
-    // A member of the group under another name is not a node at all.
-    name
+    user.name.strip_prefix("system:node:").filter(|_| in_group)
 }
 
 /// What a Pod may refer to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Kind {
+pub enum Reference {
+    /// The Pod itself.
     Pod,
+    /// A Secret: as volume, in the environment, or to pull images with.
     Secret,
+    /// A ConfigMap: as volume or in the environment.
     ConfigMap,
+    /// A PersistentVolumeClaim, made for an ephemeral volume included.
     Claim,
+    /// Its ServiceAccount.
     ServiceAccount,
+    /// A ResourceClaim.
     ResourceClaim,
 }
 
@@ -45,7 +49,7 @@ type Name = (String, String);
 /// A Pod's node and what it refers to.
 struct PodRefs {
     node: String,
-    refs: Vec<(Kind, String)>,
+    refs: Vec<(Reference, String)>,
 }
 
 /// Who refers to what.
@@ -53,7 +57,7 @@ struct PodRefs {
 struct Graph {
     pods: HashMap<Name, PodRefs>,
     /// How many Pods of each node refer to an object.
-    counts: HashMap<(Kind, Name), HashMap<String, usize>>,
+    counts: HashMap<(Reference, Name), HashMap<String, usize>>,
     /// The claim of each bound volume, and the Secrets that kubelets need for it.
     volumes: HashMap<String, (Name, Vec<Name>)>,
     /// The volumes that need a Secret.
@@ -97,10 +101,10 @@ impl Graph {
         if node.is_empty() {
             return;
         }
-        let mut refs = vec![(Kind::Pod, at.1.clone())];
+        let mut refs = vec![(Reference::Pod, at.1.clone())];
         // A mirror Pod is made by the node itself: it must not open anything.
         if meta::annotation(pod, "kubernetes.io/config.mirror").is_none() {
-            pod_refs(pod, &mut |kind, name| refs.push((kind, name.to_owned())));
+            pod_references(pod, &mut |kind, name| refs.push((kind, name.to_owned())));
         }
         for (kind, name) in &refs {
             *self
@@ -172,7 +176,7 @@ impl Graph {
         }
     }
 
-    fn refers(&self, node: &str, kind: Kind, namespace: &str, name: &str) -> bool {
+    fn refers(&self, node: &str, kind: Reference, namespace: &str, name: &str) -> bool {
         let counted = |kind, at: &Name| {
             self.counts
                 .get(&(kind, at.clone()))
@@ -180,7 +184,7 @@ impl Graph {
         };
         let at = (namespace.to_owned(), name.to_owned());
         counted(kind, &at)
-            || (kind == Kind::Secret
+            || (kind == Reference::Secret
                 && self.volumes_of_secret.get(&at).is_some_and(|volumes| {
                     volumes.iter().any(|volume| self.has_volume(node, volume))
                 }))
@@ -189,7 +193,7 @@ impl Graph {
     fn has_volume(&self, node: &str, name: &str) -> bool {
         self.volumes
             .get(name)
-            .is_some_and(|(claim, _)| self.refers(node, Kind::Claim, &claim.0, &claim.1))
+            .is_some_and(|(claim, _)| self.refers(node, Reference::Claim, &claim.0, &claim.1))
     }
 }
 
@@ -205,43 +209,47 @@ fn set_node(table: &mut HashMap<String, String>, change: Change) {
 }
 
 /// Everything that a Pod's kubelet must read (`VisitPodSecretNames`, `VisitPodConfigmapNames` and the rest of `AddPod`).
-fn pod_refs(pod: &Value, visit: &mut impl FnMut(Kind, &str)) {
+pub fn pod_references(pod: &Value, visit: &mut impl FnMut(Reference, &str)) {
     let mut some = |kind, at: &Value, path: &[&str]| {
         if let Some(name) = value::get_str(at, path).filter(|name| !name.is_empty()) {
             visit(kind, name);
         }
     };
     let spec = |field: &str| value::items(pod, &["spec", field]);
-    some(Kind::ServiceAccount, pod, &["spec", "serviceAccountName"]);
+    some(
+        Reference::ServiceAccount,
+        pod,
+        &["spec", "serviceAccountName"],
+    );
     for reference in spec("imagePullSecrets") {
-        some(Kind::Secret, reference, &["name"]);
+        some(Reference::Secret, reference, &["name"]);
     }
     for container in ["containers", "initContainers", "ephemeralContainers"]
         .into_iter()
         .flat_map(spec)
     {
         for source in value::items(container, &["envFrom"]) {
-            some(Kind::Secret, source, &["secretRef", "name"]);
-            some(Kind::ConfigMap, source, &["configMapRef", "name"]);
+            some(Reference::Secret, source, &["secretRef", "name"]);
+            some(Reference::ConfigMap, source, &["configMapRef", "name"]);
         }
         for variable in value::items(container, &["env"]) {
             some(
-                Kind::Secret,
+                Reference::Secret,
                 variable,
                 &["valueFrom", "secretKeyRef", "name"],
             );
             some(
-                Kind::ConfigMap,
+                Reference::ConfigMap,
                 variable,
                 &["valueFrom", "configMapKeyRef", "name"],
             );
         }
     }
     for volume in spec("volumes") {
-        some(Kind::Secret, volume, &["secret", "secretName"]);
-        some(Kind::Secret, volume, &["azureFile", "secretName"]);
+        some(Reference::Secret, volume, &["secret", "secretName"]);
+        some(Reference::Secret, volume, &["azureFile", "secretName"]);
         some(
-            Kind::Secret,
+            Reference::Secret,
             volume,
             &["csi", "nodePublishSecretRef", "name"],
         );
@@ -254,34 +262,38 @@ fn pod_refs(pod: &Value, visit: &mut impl FnMut(Kind, &str)) {
             "iscsi",
             "storageos",
         ] {
-            some(Kind::Secret, volume, &[source, "secretRef", "name"]);
+            some(Reference::Secret, volume, &[source, "secretRef", "name"]);
         }
-        some(Kind::ConfigMap, volume, &["configMap", "name"]);
+        some(Reference::ConfigMap, volume, &["configMap", "name"]);
         for source in value::items(volume, &["projected", "sources"]) {
-            some(Kind::Secret, source, &["secret", "name"]);
-            some(Kind::ConfigMap, source, &["configMap", "name"]);
+            some(Reference::Secret, source, &["secret", "name"]);
+            some(Reference::ConfigMap, source, &["configMap", "name"]);
         }
-        some(Kind::Claim, volume, &["persistentVolumeClaim", "claimName"]);
+        some(
+            Reference::Claim,
+            volume,
+            &["persistentVolumeClaim", "claimName"],
+        );
         if value::get(volume, &["ephemeral"]).is_some() {
             let claim = format!(
                 "{}-{}",
                 meta::name(pod),
                 value::str_or_empty(volume, &["name"])
             );
-            some(Kind::Claim, &Value::String(claim), &[]);
+            some(Reference::Claim, &Value::String(claim), &[]);
         }
     }
     let statuses = value::items(pod, &["status", "resourceClaimStatuses"]);
     for claim in spec("resourceClaims") {
-        some(Kind::ResourceClaim, claim, &["resourceClaimName"]);
+        some(Reference::ResourceClaim, claim, &["resourceClaimName"]);
         // Claims made from a template get their name from the status.
         let made = statuses
             .iter()
             .filter(|status| value::get_str(status, &["name"]) == value::get_str(claim, &["name"]));
-        made.for_each(|status| some(Kind::ResourceClaim, status, &["resourceClaimName"]));
+        made.for_each(|status| some(Reference::ResourceClaim, status, &["resourceClaimName"]));
     }
     some(
-        Kind::ResourceClaim,
+        Reference::ResourceClaim,
         pod,
         &["status", "extendedResourceClaimStatus", "resourceClaimName"],
     );
@@ -373,19 +385,19 @@ impl NodeAuthorizer {
     fn decide(&self, node: &str, request: &RequestInfo) -> Result<(), String> {
         if request.is_resource {
             match (request.group.as_str(), request.resource.as_str()) {
-                ("", "secrets") => return self.read_one(node, Kind::Secret, request),
-                ("", "configmaps") => return self.read_one(node, Kind::ConfigMap, request),
+                ("", "secrets") => return self.read_one(node, Reference::Secret, request),
+                ("", "configmaps") => return self.read_one(node, Reference::ConfigMap, request),
                 ("", "persistentvolumeclaims") if request.subresource == "status" => {
                     return match request.verb.as_str() {
                         "update" | "patch" => self.related(node, request, |graph| {
-                            graph.refers(node, Kind::Claim, &request.namespace, &request.name)
+                            graph.refers(node, Reference::Claim, &request.namespace, &request.name)
                         }),
                         _ => no("can only get/update/patch this type"),
                     };
                 }
                 ("", "persistentvolumeclaims") => {
                     return self.get_one(node, request, |graph| {
-                        graph.refers(node, Kind::Claim, &request.namespace, &request.name)
+                        graph.refers(node, Reference::Claim, &request.namespace, &request.name)
                     });
                 }
                 ("", "persistentvolumes") => {
@@ -394,7 +406,12 @@ impl NodeAuthorizer {
                 }
                 ("resource.k8s.io", "resourceclaims") => {
                     return self.get_one(node, request, |graph| {
-                        graph.refers(node, Kind::ResourceClaim, &request.namespace, &request.name)
+                        graph.refers(
+                            node,
+                            Reference::ResourceClaim,
+                            &request.namespace,
+                            &request.name,
+                        )
                     });
                 }
                 ("storage.k8s.io", "volumeattachments") => {
@@ -455,7 +472,7 @@ impl NodeAuthorizer {
         self.related(node, request, holds)
     }
 
-    fn read_one(&self, node: &str, kind: Kind, request: &RequestInfo) -> Result<(), String> {
+    fn read_one(&self, node: &str, kind: Reference, request: &RequestInfo) -> Result<(), String> {
         if !matches!(request.verb.as_str(), "get" | "list" | "watch") {
             return no("can only read resources of this type");
         }
@@ -472,7 +489,7 @@ impl NodeAuthorizer {
 
     fn service_account(&self, node: &str, request: &RequestInfo) -> Result<(), String> {
         if request.verb == "get" && request.subresource.is_empty() {
-            return self.read_one(node, Kind::ServiceAccount, request);
+            return self.read_one(node, Reference::ServiceAccount, request);
         }
         if request.verb != "create" || request.name.is_empty() {
             return no("can only create tokens for individual service accounts");
@@ -483,7 +500,7 @@ impl NodeAuthorizer {
         self.related(node, request, |graph| {
             graph.refers(
                 node,
-                Kind::ServiceAccount,
+                Reference::ServiceAccount,
                 &request.namespace,
                 &request.name,
             )
@@ -514,7 +531,7 @@ impl NodeAuthorizer {
 
     fn pod(&self, node: &str, request: &RequestInfo) -> Result<(), String> {
         let known =
-            |graph: &Graph| graph.refers(node, Kind::Pod, &request.namespace, &request.name);
+            |graph: &Graph| graph.refers(node, Reference::Pod, &request.namespace, &request.name);
         match (request.subresource.as_str(), request.verb.as_str()) {
             ("", "get") => self.get_one(node, request, known),
             ("", "list" | "watch") if selects(request, "spec.nodeName", node) => Ok(()),
