@@ -12,7 +12,7 @@ use keelson_machinery::value::Value;
 use keelson_store::Store;
 use parking_lot::Mutex;
 
-use super::handle::{Cache, WatchStream};
+use super::handle::{Cache, Tuning, WatchStream};
 use super::types::{
     CacheError, CacheSpecs, Delivery, Entry, Freshness, Paging, Selection, WatchOptions, WatchStart,
 };
@@ -25,6 +25,7 @@ const RETRY: Duration = Duration::from_millis(500);
 pub struct Caches {
     store: Arc<dyn Store>,
     specs: Arc<dyn CacheSpecs>,
+    tuning: Tuning,
     caches: Mutex<HashMap<GroupResource, Arc<Cache>>>,
     /// For streams that outlive the call that made them.
     me: Weak<Caches>,
@@ -33,9 +34,18 @@ pub struct Caches {
 impl Caches {
     /// No cache yet; `specs` knows the resources.
     pub fn new(store: Arc<dyn Store>, specs: Arc<dyn CacheSpecs>) -> Arc<Self> {
+        Self::tuned(store, specs, Tuning::default())
+    }
+
+    pub(super) fn tuned(
+        store: Arc<dyn Store>,
+        specs: Arc<dyn CacheSpecs>,
+        tuning: Tuning,
+    ) -> Arc<Self> {
         Arc::new_cyclic(|me| Caches {
             store,
             specs,
+            tuning,
             caches: Mutex::default(),
             me: me.clone(),
         })
@@ -53,7 +63,7 @@ impl Caches {
             return Ok(cache.clone());
         }
         let spec = self.specs.spec(resource).ok_or(CacheError::NoResource)?;
-        let cache = Arc::new(Cache::start(spec, self.store.clone()));
+        let cache = Arc::new(Cache::start_with(spec, self.store.clone(), self.tuning));
         caches.insert(resource.clone(), cache.clone());
         Ok(cache)
     }

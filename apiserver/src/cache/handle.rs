@@ -9,6 +9,7 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
+use imbl::OrdSet;
 use keelson_store::{self as store, KeyValue, Range, Revision, Store, WatchItem, WatchProgress};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
@@ -23,20 +24,37 @@ use super::types::{
 };
 use super::window::{ByKey, Event, Limits, Snapshot};
 
-/// How long a read waits for a revision (upstream's `blockTimeout`).
-const WAIT: Duration = Duration::from_secs(3);
 /// How often a waiting read asks the store for progress again.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
 /// Deliveries that may wait for a watcher before it is ended. They are shared with the cache and other watchers.
 const WATCH_QUEUE: usize = 8192;
-/// How often an idle watcher gets a bookmark (upstream's `bookmarkFrequency`).
-const BOOKMARK: Duration = Duration::from_secs(60);
-/// How often the feeding task trims, and asks for progress on behalf of watchers.
-const HOUSEKEEPING: Duration = Duration::from_secs(25);
 /// Keys read from the store at a time when a cache starts.
 const LIST_PAGE: usize = 1000;
 /// Pauses between attempts to read the store, from the first to the longest.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+
+/// The times and sizes of a cache that tests set otherwise.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tuning {
+    pub limits: Limits,
+    /// How long a read waits for a revision (upstream's `blockTimeout`).
+    pub wait: Duration,
+    /// How often an idle watcher gets a bookmark (upstream's `bookmarkFrequency`).
+    pub bookmark: Duration,
+    /// How often the feeding task trims, and asks for progress on behalf of watchers.
+    pub housekeeping: Duration,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Tuning {
+            limits: Limits::default(),
+            wait: Duration::from_secs(3),
+            bookmark: Duration::from_secs(60),
+            housekeeping: Duration::from_secs(25),
+        }
+    }
+}
 
 /// A stream of deliveries. Its end means: watch again from the last revision seen (the watcher was too slow, the
 /// cache lost the store, or the resource is gone).
@@ -61,6 +79,7 @@ struct Reached {
 
 struct Inner {
     builder: Builder,
+    tuning: Tuning,
     store: Arc<dyn Store>,
     core: Mutex<Core<Queue>>,
     /// The newest state; stored after its changes were offered to watchers. `None` before the first list.
@@ -86,14 +105,15 @@ impl Drop for Cache {
 impl Cache {
     /// Starts a cache; must be called within a tokio runtime. Reads wait until it has its first list.
     pub fn start(spec: CacheSpec, store: Arc<dyn Store>) -> Self {
-        Self::start_with(spec, store, Limits::default())
+        Self::start_with(spec, store, Tuning::default())
     }
 
-    pub(super) fn start_with(spec: CacheSpec, store: Arc<dyn Store>, limits: Limits) -> Self {
+    pub(super) fn start_with(spec: CacheSpec, store: Arc<dyn Store>, tuning: Tuning) -> Self {
         let builder = Builder::new(spec);
         let inner = Arc::new(Inner {
-            core: Mutex::new(Core::new(limits, builder.indexed())),
+            core: Mutex::new(Core::new(tuning.limits, builder.indexed())),
             builder,
+            tuning,
             store,
             present: ArcSwapOption::empty(),
             reached: watch::Sender::new(Reached::default()),
@@ -170,24 +190,30 @@ impl Cache {
             }) => Freshness::Exact(*revision),
             Some(Token { revision: None, .. }) => Freshness::Latest,
         };
-        let snapshot = match freshness {
-            Freshness::Exact(revision) => match inner.exactly(revision).await {
-                Err(CacheError::ListExpired) => {
-                    return Err(match &token {
-                        Some(token) => inconsistent(token),
-                        None => CacheError::ListExpired,
-                    });
-                }
-                other => other?,
-            },
-            Freshness::Any | Freshness::Latest | Freshness::NotOlderThan(_) => {
-                inner.fresh(freshness).await?
-            }
-        };
-        // The pages after an inconsistent one all show the revision of that one.
         let start = token.as_ref().map(|t| t.start.as_str());
         let indexed = inner.builder.indexed();
-        Ok(page(&snapshot, selection, indexed, paging.limit, start))
+        let Freshness::Exact(revision) = freshness else {
+            // The pages after an inconsistent one all show the revision of that one.
+            let snapshot = inner.fresh(freshness).await?;
+            return Ok(page(&snapshot, selection, indexed, paging.limit, start));
+        };
+        inner.ready().await?;
+        inner.wait_for(revision).await?;
+        let recent = inner.core.lock().at(revision);
+        if let Some(snapshot) = recent {
+            return Ok(page(&snapshot, selection, indexed, paging.limit, start));
+        }
+        let old = inner.page_from_store(selection, revision, paging.limit, start);
+        match (old.await, &token) {
+            (Ok(page), _) => Ok(page),
+            (Err(ReadError::Store(store::Error::Compacted { .. })), Some(token)) => {
+                Err(inconsistent(token))
+            }
+            (Err(ReadError::Store(store::Error::Compacted { .. })), None) => {
+                Err(CacheError::ListExpired)
+            }
+            (Err(error), _) => Err(error.into()),
+        }
     }
 
     /// Changes, from where `start` says, for as long as the watcher keeps up.
@@ -209,7 +235,7 @@ impl Cache {
             initial_end: None,
             bookmarks: options
                 .bookmarks
-                .then(|| Box::pin(tokio::time::sleep(BOOKMARK))),
+                .then(|| Box::pin(tokio::time::sleep(inner.tuning.bookmark))),
             newest: 0,
         };
         match start {
@@ -283,7 +309,10 @@ impl Inner {
             return Ok(present);
         }
         let mut reached = self.reached.subscribe();
-        let ready = tokio::time::timeout(WAIT, reached.wait_for(|r| r.revision > 0 || r.closed));
+        let ready = tokio::time::timeout(
+            self.tuning.wait,
+            reached.wait_for(|r| r.revision > 0 || r.closed),
+        );
         // The sender lives as long as `self`: what can go wrong is that time runs out.
         let _ = ready.await;
         match self.present.load_full() {
@@ -316,7 +345,7 @@ impl Inner {
             None => {
                 let mut reached = self.reached.subscribe();
                 let live = reached.wait_for(|r| r.live || r.closed);
-                let _ = tokio::time::timeout(WAIT, live).await;
+                let _ = tokio::time::timeout(self.tuning.wait, live).await;
                 match running() {
                     Some(progress) => progress,
                     None if self.reached.borrow().closed => return Err(CacheError::NoResource),
@@ -348,7 +377,7 @@ impl Inner {
                 let _ = tokio::time::timeout(ASK_AGAIN, reached.changed()).await;
             }
         };
-        match tokio::time::timeout(WAIT, wait).await {
+        match tokio::time::timeout(self.tuning.wait, wait).await {
             Ok(result) => result,
             Err(_) => Err(CacheError::TooLarge {
                 requested: revision,
@@ -357,30 +386,52 @@ impl Inner {
         }
     }
 
-    /// The state at one revision: from memory if it is recent, else from the store's history.
-    async fn exactly(&self, revision: Revision) -> Result<Arc<Snapshot>, CacheError> {
-        self.ready().await?;
-        self.wait_for(revision).await?;
-        let recent = self.core.lock().at(revision);
-        if let Some(snapshot) = recent {
-            return Ok(Arc::new(snapshot));
+    /// One page at a revision the cache no longer remembers, from the store's history. Reads no more than the page.
+    async fn page_from_store(
+        &self,
+        selection: &Selection,
+        revision: Revision,
+        limit: usize,
+        start: Option<&str>,
+    ) -> Result<ListPage, ReadError> {
+        let indexed = self.builder.indexed();
+        let mut below = self.builder.spec().prefix.to_string();
+        if let Some(namespace) = &selection.namespace {
+            below = format!("{below}{namespace}/");
         }
-        match self.read_all(Some(revision)).await {
-            Ok((entries, revision)) => Ok(Arc::new(Snapshot {
-                revision,
-                objects: entries.into_iter().map(ByKey).collect(),
-            })),
-            Err(ReadError::Store(store::Error::Compacted { .. })) => Err(CacheError::ListExpired),
-            Err(error) => Err(error.into()),
+        let mut range = Range::prefix(&below);
+        if let Some(start) = start {
+            range.start = Bound::Included(format!("{below}{start}"));
         }
+        let (mut objects, mut matching, mut unread) = (OrdSet::new(), 0, 0);
+        // One more than the page holds, to know that it is not the last.
+        while limit == 0 || matching <= limit {
+            let want = if limit == 0 {
+                LIST_PAGE
+            } else {
+                limit.min(LIST_PAGE) + 1
+            };
+            let stored = self.store.list(range.clone(), Some(revision), want).await?;
+            for stored in &stored.items {
+                let entry = self.builder.entry(stored)?;
+                matching += usize::from(selection.matches(&entry, indexed));
+                objects.insert(ByKey(entry));
+            }
+            unread = stored.remaining;
+            match stored.items.last() {
+                Some(last) if unread > 0 => range.start = Bound::Excluded(last.key.clone()),
+                _ => break,
+            }
+        }
+        let snapshot = Snapshot { revision, objects };
+        let mut page = page(&snapshot, selection, indexed, limit, start);
+        page.remaining = page.remaining.map(|read| read + unread);
+        Ok(page)
     }
 
     /// Reads all objects from the store, in pages that show one revision.
-    async fn read_all(
-        &self,
-        at: Option<Revision>,
-    ) -> Result<(Vec<Arc<Entry>>, Revision), ReadError> {
-        let (mut entries, mut range, mut at) = (Vec::new(), self.range(), at);
+    async fn read_all(&self) -> Result<(Vec<Arc<Entry>>, Revision), ReadError> {
+        let (mut entries, mut range, mut at) = (Vec::new(), self.range(), None);
         loop {
             let page = self.store.list(range.clone(), at, LIST_PAGE).await?;
             at = Some(page.revision);
@@ -416,7 +467,7 @@ impl Inner {
         };
         watch.progress.request();
         // The first item tells whether the store still knows; some engines say so in the stream only.
-        let first = tokio::time::timeout(WAIT, watch.items.next()).await;
+        let first = tokio::time::timeout(self.tuning.wait, watch.items.next()).await;
         let first = match first {
             Ok(Some(Ok(first))) => first,
             Ok(Some(Err(store::Error::Compacted { .. }))) => return Err(expired()),
@@ -555,7 +606,7 @@ async fn feed(inner: Arc<Inner>) {
 
 /// One list and one watch, until that fails.
 async fn feed_once(inner: &Inner, epoch: Instant) -> Result<std::convert::Infallible, ReadError> {
-    let (entries, revision) = inner.read_all(None).await?;
+    let (entries, revision) = inner.read_all().await?;
     let mut watch = inner.store.watch(inner.range(), revision).await?;
     {
         let mut core = inner.core.lock();
@@ -565,7 +616,7 @@ async fn feed_once(inner: &Inner, epoch: Instant) -> Result<std::convert::Infall
         *inner.failure.lock() = None;
         inner.publish(&core);
     }
-    let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
+    let mut housekeeping = tokio::time::interval(inner.tuning.housekeeping);
     housekeeping.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let item = tokio::select! {
@@ -730,7 +781,7 @@ impl Watching {
                 biased;
                 delivery = self.live.recv() => return delivery,
                 () = timer.as_mut() => {
-                    timer.as_mut().reset(Instant::now() + BOOKMARK);
+                    timer.as_mut().reset(Instant::now() + inner.tuning.bookmark);
                     // Everything up to this revision was queued before it was published.
                     let revision = inner.reached.borrow().revision;
                     match self.live.try_recv() {

@@ -314,17 +314,12 @@ impl Snapshot {
         // merge the two in key order.
         let history = self.txn.open_table(HISTORY).map_err(failed)?;
         let low = match &range.start {
-            Bound::Included(start) => Bound::Included(start.as_bytes().to_vec()),
-            // All rows of the excluded key itself sort before key, 0x01.
-            Bound::Excluded(start) => {
-                let mut low = start.as_bytes().to_vec();
-                low.push(1);
-                Bound::Included(low)
-            }
+            Bound::Included(start) => Bound::Included(first_row_from(start)),
+            Bound::Excluded(start) => Bound::Included(first_row_after(start)),
             Bound::Unbounded => Bound::Unbounded,
         };
         let high = match &range.end {
-            Some(end) => Bound::Excluded(end.as_bytes().to_vec()),
+            Some(end) => Bound::Excluded(first_row_from(end)),
             None => Bound::Unbounded,
         };
         let bounds = (
@@ -460,6 +455,21 @@ impl Snapshot {
 pub(super) fn event_bytes(event: &Event) -> usize {
     let held = |kv: &Option<KeyValue>| kv.as_ref().map_or(0, |kv| kv.key.len() + kv.value.len());
     event.key.len() + held(&event.current) + held(&event.previous)
+}
+
+/// Where the `history` rows of `key` and all keys behind it begin. A bound may hold NUL, as that of the next page does
+/// (`last` NUL); keys never do, so what is not before such a bound is behind its part before the NUL.
+fn first_row_from(key: &str) -> Vec<u8> {
+    match key.split_once('\0') {
+        None => key.as_bytes().to_vec(),
+        Some((before, _)) => first_row_after(before),
+    }
+}
+
+/// Where the `history` rows of the keys behind `key` begin: its own begin with key, 0x00.
+fn first_row_after(key: &str) -> Vec<u8> {
+    let key = key.split('\0').next().unwrap_or(key);
+    [key.as_bytes(), &[1]].concat()
 }
 
 /// Whether the bounds leave nothing, which redb's ranges take for an error of the caller.
