@@ -1,0 +1,10 @@
+//! Containers: how they are described to the runtime, started and ended.
+
+pub mod config;
+pub mod env;
+pub mod expand;
+pub mod hooks;
+pub mod kill;
+pub mod labels;
+pub mod security;
+pub mod start;

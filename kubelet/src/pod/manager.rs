@@ -1,0 +1,224 @@
+//! All pods of the node: one worker each, admission of new ones, and an end to what no source wants
+//! (upstream `podWorkers` and `HandlePodCleanups`).
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+use super::worker::{self, Desired, Wakers};
+use super::{admission, observed, sync};
+use crate::container::kill;
+use crate::events::Severity;
+use crate::podutil;
+use crate::resources;
+use crate::shared::Shared;
+
+struct Worker {
+    desired: watch::Sender<Desired>,
+}
+
+/// The pods of the node.
+pub struct Manager {
+    shared: Arc<Shared>,
+    wakers: Arc<Wakers>,
+    workers: Mutex<HashMap<String, Worker>>,
+    /// Pods that are gone from their source while their worker still tidies up, by uid.
+    orphans: Mutex<HashSet<String>>,
+    api_ready: AtomicBool,
+    static_ready: AtomicBool,
+    tasks: TaskTracker,
+    shutdown: CancellationToken,
+    /// Told whenever a pod comes or goes.
+    pub changed: Notify,
+}
+
+impl Manager {
+    /// A manager without pods. Workers end with `shutdown`, containers do not.
+    pub fn new(shared: Arc<Shared>, wakers: Arc<Wakers>, shutdown: CancellationToken) -> Arc<Self> {
+        let (api, files) = (shared.client.is_none(), shared.config.file.static_pod_path.is_none());
+        Arc::new(Manager {
+            shared,
+            wakers,
+            workers: Mutex::new(HashMap::new()),
+            orphans: Mutex::new(HashSet::new()),
+            api_ready: AtomicBool::new(api),
+            static_ready: AtomicBool::new(files),
+            tasks: TaskTracker::new(),
+            shutdown,
+            changed: Notify::new(),
+        })
+    }
+
+    /// All pods that have a worker.
+    pub fn pods(&self) -> Vec<Arc<Pod>> {
+        self.workers.lock().values().map(|w| w.desired.borrow().pod.clone()).collect()
+    }
+
+    /// The pod of that name.
+    pub fn find(&self, namespace: &str, name: &str) -> Option<Arc<Pod>> {
+        self.pods().into_iter().find(|p| podutil::namespace(p) == namespace && podutil::name(p) == name)
+    }
+
+    /// The pod of that uid.
+    pub fn by_uid(&self, uid: &str) -> Option<Arc<Pod>> {
+        self.workers.lock().get(uid).map(|w| w.desired.borrow().pod.clone())
+    }
+
+    /// Pods that hold resources: all but those at their end.
+    fn active(&self) -> Vec<Arc<Pod>> {
+        self.pods()
+            .into_iter()
+            .filter(|p| {
+                let phase = self.shared.status.get(podutil::uid(p)).and_then(|s| s.phase);
+                let api = p.status.as_ref().and_then(|s| s.phase.clone());
+                !podutil::is_terminal_phase(phase.as_deref()) && !podutil::is_terminal_phase(api.as_deref())
+            })
+            .collect()
+    }
+
+    /// A source has this pod, new or changed.
+    pub fn apply(self: &Arc<Self>, pod: Pod) {
+        let uid = podutil::uid(&pod).to_owned();
+        if uid.is_empty() {
+            warn!(pod = %podutil::describe(&pod), "a pod without uid is ignored");
+            return;
+        }
+        let pod = Arc::new(pod);
+        if let Some(w) = self.workers.lock().get(&uid) {
+            w.desired.send_modify(|d| {
+                d.pod = pod.clone();
+                d.removed = false;
+            });
+            return;
+        }
+        self.admit(&pod);
+        let (tx, rx) = watch::channel(Desired { pod: pod.clone(), removed: false });
+        let wake = self.wakers.add(&uid);
+        self.workers.lock().insert(uid.clone(), Worker { desired: tx });
+        let (me, shared, shutdown) = (self.clone(), self.shared.clone(), self.shutdown.clone());
+        self.tasks.spawn(async move {
+            worker::run(shared, rx, wake, shutdown.clone()).await;
+            if !shutdown.is_cancelled() {
+                me.workers.lock().remove(&uid);
+                me.wakers.remove(&uid);
+                me.update_qos();
+            }
+            me.changed.notify_one();
+        });
+        self.update_qos();
+        self.changed.notify_one();
+    }
+
+    /// No source has this pod any more.
+    pub fn remove(&self, uid: &str) {
+        if let Some(w) = self.workers.lock().get(uid) {
+            w.desired.send_modify(|d| d.removed = true);
+        }
+    }
+
+    /// Refuses a new pod that the node cannot take: it fails at once.
+    fn admit(&self, pod: &Arc<Pod>) {
+        let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
+        // What ran under the last kubelet goes on; what is at its end takes nothing.
+        if phase == Some("Running") || podutil::is_terminal_phase(phase) || pod.metadata.deletion_timestamp.is_some() {
+            return;
+        }
+        let node = self.shared.node.read().clone();
+        let Some(r) = admission::refuse(pod, &self.active(), &node, &self.shared.config.file) else { return };
+        self.shared.recorder.pod(pod, Severity::Warning, r.reason_static(), r.message.clone());
+        info!(pod = %podutil::describe(pod), reason = %r.reason, message = %r.message, "a pod was refused");
+        let status = PodStatus {
+            phase: Some("Failed".to_owned()),
+            reason: Some(r.reason.clone()),
+            message: Some(format!("Pod was rejected: {}", r.message)),
+            qos_class: Some(resources::qos(pod).as_str().to_owned()),
+            observed_generation: pod.metadata.generation,
+            conditions: pod.status.as_ref().and_then(|s| s.conditions.clone()),
+            ..PodStatus::default()
+        };
+        self.shared.status.set(pod, status);
+    }
+
+    fn update_qos(&self) {
+        let request = self
+            .active()
+            .iter()
+            .filter(|p| resources::qos(p) == resources::Qos::Burstable)
+            .map(|p| resources::pod_total(p, "cpu", resources::request))
+            .sum();
+        if let Err(error) = self.shared.cgroups.set_burstable(request) {
+            warn!(%error, "could not set the share of burstable pods");
+        }
+    }
+
+    /// All pods of the API have been told once.
+    pub fn api_is_ready(&self) {
+        self.api_ready.store(true, Ordering::Release);
+    }
+
+    /// All static pods have been told once.
+    pub fn static_is_ready(&self) {
+        self.static_ready.store(true, Ordering::Release);
+    }
+
+    /// Whether all sources have told their pods, so that a pod nobody told of is really unwanted.
+    pub fn sources_ready(&self) -> bool {
+        self.api_ready.load(Ordering::Acquire) && self.static_ready.load(Ordering::Acquire)
+    }
+
+    /// Ends and removes pods that the runtime or the disk has and no source wants. `in_runtime` are the uids of all
+    /// sandboxes and containers.
+    pub fn end_unwanted(self: &Arc<Self>, in_runtime: &HashSet<String>) {
+        if !self.sources_ready() {
+            return;
+        }
+        let mut unwanted: HashSet<String> = in_runtime.clone();
+        match self.shared.volumes.known_pods() {
+            Ok(dirs) => unwanted.extend(dirs),
+            Err(error) => warn!(%error, "could not list the pods' directories"),
+        }
+        match self.shared.cgroups.known_pods() {
+            Ok(groups) => unwanted.extend(groups),
+            Err(error) => warn!(%error, "could not list the pods' cgroups"),
+        }
+        {
+            let workers = self.workers.lock();
+            unwanted.retain(|uid| !uid.is_empty() && !workers.contains_key(uid));
+        }
+        for uid in unwanted {
+            if !self.orphans.lock().insert(uid.clone()) {
+                continue;
+            }
+            let me = self.clone();
+            self.tasks.spawn(async move {
+                info!(%uid, "ending a pod that no source wants");
+                let work = async {
+                    let o = observed::observe(&*me.shared.runtime, &uid).await.map_err(|e| e.to_string())?;
+                    kill::all(&me.shared, None, &o, None).await.map_err(|e| e.to_string())?;
+                    sync::remove(&me.shared, &uid, None).await
+                };
+                let result = tokio::select! {
+                    () = me.shutdown.cancelled() => Ok(()),
+                    r = work => r,
+                };
+                if let Err(error) = result {
+                    warn!(%uid, %error, "could not end an unwanted pod");
+                }
+                me.orphans.lock().remove(&uid);
+            });
+        }
+    }
+
+    /// Waits until all workers have stopped, after `shutdown`.
+    pub async fn stopped(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}

@@ -1,0 +1,10 @@
+//! Pods: where they come from, what is to be done about them, and the workers that do it.
+
+pub mod admission;
+pub mod manager;
+pub mod observed;
+pub mod plan;
+pub mod pleg;
+pub mod source;
+pub mod sync;
+pub mod worker;

@@ -1,0 +1,194 @@
+//! One pod's worker: a small state machine that looks at the pod whenever something may have changed.
+//!
+//! ```text
+//! Syncing --deleted, removed or at its end--> Terminating --all ended--> Terminated --cleaned up--> Finished
+//! ```
+//! `Finished` waits for the pod to leave its source, and then takes away the last traces.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Pod;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::sync::{self, Memory, Outcome};
+use crate::container::config;
+use crate::podutil;
+use crate::shared::Shared;
+
+/// Wakes pods' workers; known to all who may learn that a pod has changed.
+#[derive(Default)]
+pub struct Wakers(Mutex<HashMap<String, Arc<Notify>>>);
+
+impl Wakers {
+    /// Wakes the worker of the pod, if it has one.
+    pub fn wake(&self, uid: &str) {
+        if let Some(n) = self.0.lock().get(uid) {
+            n.notify_one();
+        }
+    }
+
+    /// Wakes all workers.
+    pub fn wake_all(&self) {
+        self.0.lock().values().for_each(|n| n.notify_one());
+    }
+
+    pub(super) fn add(&self, uid: &str) -> Arc<Notify> {
+        self.0.lock().entry(uid.to_owned()).or_default().clone()
+    }
+
+    pub(super) fn remove(&self, uid: &str) {
+        self.0.lock().remove(uid);
+    }
+}
+
+/// What is wanted of a pod.
+#[derive(Clone)]
+pub struct Desired {
+    /// The pod as its source has it, or had it last.
+    pub pod: Arc<Pod>,
+    /// Whether its source has it no more.
+    pub removed: bool,
+}
+
+impl Desired {
+    fn must_end(&self) -> bool {
+        self.removed || self.pod.metadata.deletion_timestamp.is_some()
+    }
+
+    /// How long its containers may take, where the source says so.
+    fn grace(&self) -> Option<i64> {
+        self.pod.metadata.deletion_grace_period_seconds
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Syncing,
+    Terminating,
+    Terminated,
+    Finished,
+}
+
+const LONG: Duration = Duration::from_secs(3600);
+
+/// Works for one pod until it is gone without a trace, or until `shutdown`, which leaves its containers running.
+pub async fn run(
+    shared: Arc<Shared>,
+    mut desired: watch::Receiver<Desired>,
+    wake: Arc<Notify>,
+    shutdown: CancellationToken,
+) {
+    let mut memory = Memory::default();
+    let mut phase = Phase::Syncing;
+    loop {
+        let d = desired.borrow_and_update().clone();
+        let uid = podutil::uid(&d.pod).to_owned();
+        if phase == Phase::Syncing && d.must_end() {
+            phase = Phase::Terminating;
+        }
+        let before = phase;
+        let wait = match phase {
+            Phase::Syncing => {
+                let mut ending = desired.clone();
+                tokio::select! {
+                    () = shutdown.cancelled() => return,
+                    // A pod that is to end does not wait for a slow pull.
+                    _ = ending.wait_for(Desired::must_end) => continue,
+                    outcome = sync::sync(&shared, &d.pod, &mut memory) => match outcome {
+                        Outcome::Changed => Duration::ZERO,
+                        Outcome::Done(next) => next.unwrap_or(LONG).min(resync(&shared)),
+                        Outcome::Terminal => {
+                            phase = Phase::Terminating;
+                            Duration::ZERO
+                        }
+                        Outcome::Failed(error, wait) => {
+                            warn!(pod = %podutil::describe(&d.pod), %error, "could not bring a pod about");
+                            wait
+                        }
+                    }
+                }
+            }
+            Phase::Terminating => {
+                let mut hurry = desired.clone();
+                let grace = d.grace();
+                tokio::select! {
+                    () = shutdown.cancelled() => return,
+                    // Deleted once more, with less grace: begin anew with that.
+                    _ = hurry.wait_for(|n| match (n.grace(), grace) {
+                        (Some(new), Some(old)) => new < old,
+                        _ => false,
+                    }) => continue,
+                    r = sync::terminate(&shared, &d.pod, &memory, grace) => match r {
+                        Ok(()) => {
+                            info!(pod = %podutil::describe(&d.pod), "a pod has ended");
+                            phase = Phase::Terminated;
+                            Duration::ZERO
+                        }
+                        Err(error) => {
+                            warn!(pod = %podutil::describe(&d.pod), %error, "could not end a pod");
+                            Duration::from_secs(1)
+                        }
+                    }
+                }
+            }
+            Phase::Terminated => match sync::clean_up(&shared, &d.pod).await {
+                Ok(()) => {
+                    phase = Phase::Finished;
+                    Duration::ZERO
+                }
+                Err(error) => {
+                    warn!(pod = %podutil::describe(&d.pod), %error, "could not clean up after a pod");
+                    Duration::from_secs(1)
+                }
+            },
+            Phase::Finished => {
+                if d.removed {
+                    let logs = config::pod_logs_dir(
+                        &shared.settings.pod_logs_dir,
+                        podutil::namespace(&d.pod),
+                        podutil::name(&d.pod),
+                        &uid,
+                    );
+                    match sync::remove(&shared, &uid, Some(logs)).await {
+                        Ok(()) => {
+                            shared.status.remove(&uid);
+                            debug!(pod = %podutil::describe(&d.pod), "a pod is gone");
+                            return;
+                        }
+                        Err(error) => {
+                            warn!(pod = %podutil::describe(&d.pod), %error, "could not remove what a pod left");
+                            Duration::from_secs(2)
+                        }
+                    }
+                } else {
+                    if d.pod.metadata.deletion_timestamp.is_some() {
+                        shared.status.deleting(&uid);
+                    }
+                    LONG
+                }
+            }
+        };
+        if phase != before {
+            continue;
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            changed = desired.changed() => if changed.is_err() { return },
+            () = wake.notified() => {}
+            () = tokio::time::sleep(wait) => {}
+        }
+    }
+}
+
+/// The longest time between two looks, spread so that not all pods come at once.
+fn resync(shared: &Shared) -> Duration {
+    let base = shared.config.file.sync_frequency.0.max(Duration::from_secs(1));
+    let mut byte = [0u8; 1];
+    shared.clock.fill_random(&mut byte);
+    base.mul_f64(1.0 + f64::from(byte[0]) / 512.0)
+}

@@ -1,0 +1,3 @@
+//! The kubelet's own server.
+
+pub mod logs;

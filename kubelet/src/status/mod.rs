@@ -1,0 +1,8 @@
+//! The status of pods: how it is computed, and how it reaches the API.
+
+pub mod conditions;
+pub mod generate;
+pub mod manager;
+
+pub use generate::{Inputs, StartFailures, generate};
+pub use manager::StatusManager;
