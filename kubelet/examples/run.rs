@@ -21,7 +21,8 @@ async fn main() -> Result<()> {
     let stop = CancellationToken::new();
     let s = stop.clone();
     tokio::spawn(async move {
-        let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).unwrap();
+        let mut term =
+            tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).unwrap();
         tokio::select! { _ = tokio::signal::ctrl_c() => {}, _ = term.recv() => {} }
         s.cancel();
     });

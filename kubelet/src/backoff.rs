@@ -27,7 +27,11 @@ fn elapsed(from: Timestamp, to: Timestamp) -> Duration {
 impl Backoff {
     /// Waits from `first`, doubling up to `max`.
     pub fn new(first: Duration, max: Duration) -> Self {
-        Backoff { first, max, entries: Mutex::new(HashMap::new()) }
+        Backoff {
+            first,
+            max,
+            entries: Mutex::new(HashMap::new()),
+        }
     }
 
     /// Notes one more failure of `key`, which happened at `event`, and returns the wait that follows.
@@ -43,7 +47,12 @@ impl Backoff {
 
     /// The wait that is left for `key` at `now` when it is counted from `since` (such as the end of the last run),
     /// together with the whole wait.
-    pub fn remaining_since(&self, key: &str, since: Timestamp, now: Timestamp) -> Option<(Duration, Duration)> {
+    pub fn remaining_since(
+        &self,
+        key: &str,
+        since: Timestamp,
+        now: Timestamp,
+    ) -> Option<(Duration, Duration)> {
         let entries = self.entries.lock();
         let e = entries.get(key)?;
         if self.expired_at(since, e.updated) {
@@ -87,7 +96,10 @@ mod tests {
         let mut now = 0;
         for want in [10, 20, 40, 80, 160, 300, 300] {
             assert_eq!(b.next("k", at(now), at(now)).as_secs(), want);
-            assert_eq!(b.remaining("k", at(now + 1)).map(|d| d.as_secs()), Some(want - 1));
+            assert_eq!(
+                b.remaining("k", at(now + 1)).map(|d| d.as_secs()),
+                Some(want - 1)
+            );
             assert_eq!(b.remaining("k", at(now + want as i64)), None);
             now += 300;
         }

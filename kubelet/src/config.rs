@@ -431,16 +431,18 @@ impl Config {
                     config.node_ips = value
                         .split(',')
                         .map(|ip| {
-                            ip.trim().parse().map_err(|_| {
-                                ConfigError::Flag(format!("bad --node-ip {value:?}"))
-                            })
+                            ip.trim()
+                                .parse()
+                                .map_err(|_| ConfigError::Flag(format!("bad --node-ip {value:?}")))
                         })
                         .collect::<Result<_, _>>()?;
                 }
                 "node-labels" => {
                     for pair in value.split(',').filter(|p| !p.is_empty()) {
                         let (k, v) = pair.split_once('=').ok_or_else(|| {
-                            ConfigError::Flag(format!("malformed pair, expect string=string: {pair}"))
+                            ConfigError::Flag(format!(
+                                "malformed pair, expect string=string: {pair}"
+                            ))
                         })?;
                         config.node_labels.insert(k.to_owned(), v.to_owned());
                     }
@@ -448,12 +450,18 @@ impl Config {
                 "root-dir" => config.root_dir = PathBuf::from(value),
                 "cert-dir" => cert_dir = Some(PathBuf::from(value)),
                 "v" => {
-                    verbosity = value
-                        .parse()
-                        .map_err(|_| ConfigError::Flag(format!("invalid argument {value:?} for \"-v\" flag")))?;
+                    verbosity = value.parse().map_err(|_| {
+                        ConfigError::Flag(format!("invalid argument {value:?} for \"-v\" flag"))
+                    })?;
                 }
-                "container-runtime-endpoint" | "pod-manifest-path" | "cluster-dns"
-                | "cluster-domain" | "address" | "port" | "max-pods" | "cgroup-root"
+                "container-runtime-endpoint"
+                | "pod-manifest-path"
+                | "cluster-dns"
+                | "cluster-domain"
+                | "address"
+                | "port"
+                | "max-pods"
+                | "cgroup-root"
                 | "resolv-conf" => later.push((name, value)),
                 _ => return Err(ConfigError::Flag(format!("unknown flag: --{name}"))),
             }
@@ -484,11 +492,13 @@ impl Config {
 impl KubeletConfiguration {
     /// Reads a configuration file, YAML or JSON. Unknown and duplicate fields are errors.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|e| ConfigError::Read(path.to_path_buf(), e))?;
+        let text =
+            std::fs::read_to_string(path).map_err(|e| ConfigError::Read(path.to_path_buf(), e))?;
         let file: KubeletConfiguration = serde_yaml_ng::from_str(&text)
             .map_err(|e| ConfigError::Decode(path.to_path_buf(), e.to_string()))?;
-        if file.api_version != "kubelet.config.k8s.io/v1beta1" || file.kind != "KubeletConfiguration" {
+        if file.api_version != "kubelet.config.k8s.io/v1beta1"
+            || file.kind != "KubeletConfiguration"
+        {
             return Err(ConfigError::Decode(
                 path.to_path_buf(),
                 format!(
@@ -502,7 +512,9 @@ impl KubeletConfiguration {
     }
 
     fn set_flag(&mut self, name: &str, value: String) -> Result<(), ConfigError> {
-        let bad = |what: &str| ConfigError::Flag(format!("invalid argument {what:?} for \"--{name}\" flag"));
+        let bad = |what: &str| {
+            ConfigError::Flag(format!("invalid argument {what:?} for \"--{name}\" flag"))
+        };
         match name {
             "container-runtime-endpoint" => self.container_runtime_endpoint = value,
             "pod-manifest-path" => self.static_pod_path = Some(PathBuf::from(value)),
@@ -594,17 +606,34 @@ mod tests {
         };
         let (c, v) = check(
             good,
-            &["--node-ip=10.200.0.11", "--hostname-override=n1", "--root-dir=/r", "--cert-dir=/c", "-v=2"],
+            &[
+                "--node-ip=10.200.0.11",
+                "--hostname-override=n1",
+                "--root-dir=/r",
+                "--cert-dir=/c",
+                "-v=2",
+            ],
         )
         .unwrap();
         assert_eq!((c.node_name.as_str(), v, c.file.max_pods), ("n1", 2, 200));
-        assert_eq!(c.file.authentication.x509.client_ca_file, Some("ca.crt".into()));
+        assert_eq!(
+            c.file.authentication.x509.client_ca_file,
+            Some("ca.crt".into())
+        );
         assert_eq!(check(good, &[]).unwrap().0.node_name, "host");
         for (text, flags, want) in [
             (good, &["--nope=1"][..], "unknown flag: --nope"),
-            (&format!("{good}bogus: 1\n"), &[][..], "unknown field `bogus`"),
+            (
+                &format!("{good}bogus: 1\n"),
+                &[][..],
+                "unknown field `bogus`",
+            ),
             (&format!("{good}maxPods: 3\n"), &[][..], "duplicate"),
-            (&good.replace("cgroupfs", "systemd"), &[][..], "only \"cgroupfs\""),
+            (
+                &good.replace("cgroupfs", "systemd"),
+                &[][..],
+                "only \"cgroupfs\"",
+            ),
             (&good.replace("v1beta1", "v9"), &[][..], "no kind"),
         ] {
             let e = check(text, flags).unwrap_err();

@@ -58,7 +58,13 @@ impl Recorder {
     }
 
     /// An event about anything.
-    pub fn event(&self, about: ObjectReference, severity: Severity, reason: &'static str, message: impl Into<String>) {
+    pub fn event(
+        &self,
+        about: ObjectReference,
+        severity: Severity,
+        reason: &'static str,
+        message: impl Into<String>,
+    ) {
         let message = message.into();
         debug!(
             object = %about.name.as_deref().unwrap_or_default(),
@@ -66,7 +72,13 @@ impl Recorder {
             ?severity, reason, %message, "event"
         );
         if let Some(queue) = &self.queue {
-            let record = Record { about, severity, reason, message, at: self.clock.now() };
+            let record = Record {
+                about,
+                severity,
+                reason,
+                message,
+                at: self.clock.now(),
+            };
             if queue.try_send(record).is_err() {
                 warn!(reason, "the event queue is full, an event was dropped");
             }
@@ -74,7 +86,13 @@ impl Recorder {
     }
 
     /// An event about a pod.
-    pub fn pod(&self, pod: &Pod, severity: Severity, reason: &'static str, message: impl Into<String>) {
+    pub fn pod(
+        &self,
+        pod: &Pod,
+        severity: Severity,
+        reason: &'static str,
+        message: impl Into<String>,
+    ) {
         self.event(podutil::reference(pod), severity, reason, message);
     }
 
@@ -87,11 +105,22 @@ impl Recorder {
         reason: &'static str,
         message: impl Into<String>,
     ) {
-        self.event(podutil::container_reference(pod, container), severity, reason, message);
+        self.event(
+            podutil::container_reference(pod, container),
+            severity,
+            reason,
+            message,
+        );
     }
 
     /// An event about the node. Upstream refers to a node by its name in place of a uid.
-    pub fn node(&self, node: &str, severity: Severity, reason: &'static str, message: impl Into<String>) {
+    pub fn node(
+        &self,
+        node: &str,
+        severity: Severity,
+        reason: &'static str,
+        message: impl Into<String>,
+    ) {
         let about = ObjectReference {
             kind: Some("Node".to_owned()),
             name: Some(node.to_owned()),
@@ -120,7 +149,12 @@ impl Bucket {
     }
 }
 
-async fn send_all(client: kube::Client, node: String, clock: Clock, mut queue: mpsc::Receiver<Record>) {
+async fn send_all(
+    client: kube::Client,
+    node: String,
+    clock: Clock,
+    mut queue: mpsc::Receiver<Record>,
+) {
     let mut sent: HashMap<(String, Severity, &'static str, String), (String, i32)> = HashMap::new();
     let mut buckets: HashMap<String, Bucket> = HashMap::new();
     while let Some(r) = queue.recv().await {
@@ -137,16 +171,26 @@ async fn send_all(client: kube::Client, node: String, clock: Clock, mut queue: m
         if buckets.len() > REMEMBERED {
             buckets.clear();
         }
-        let bucket = buckets.entry(object.clone()).or_insert(Bucket { tokens: SPAM_BURST, at: r.at });
+        let bucket = buckets.entry(object.clone()).or_insert(Bucket {
+            tokens: SPAM_BURST,
+            at: r.at,
+        });
         if !bucket.take(r.at) {
             continue;
         }
-        let namespace = r.about.namespace.clone().unwrap_or_else(|| "default".to_owned());
+        let namespace = r
+            .about
+            .namespace
+            .clone()
+            .unwrap_or_else(|| "default".to_owned());
         let api: Api<Event> = Api::namespaced(client.clone(), &namespace);
         let key = (object, r.severity, r.reason, r.message.clone());
         if let Some((name, count)) = sent.get_mut(&key) {
             let patch = serde_json::json!({"count": *count + 1, "lastTimestamp": Time(r.at)});
-            match api.patch(name, &PatchParams::default(), &Patch::Strategic(patch)).await {
+            match api
+                .patch(name, &PatchParams::default(), &Patch::Strategic(patch))
+                .await
+            {
                 Ok(_) => {
                     *count += 1;
                     continue;
@@ -166,7 +210,11 @@ async fn send_all(client: kube::Client, node: String, clock: Clock, mut queue: m
             clock.name_suffix(3)
         );
         let event = Event {
-            metadata: ObjectMeta { name: Some(name.clone()), namespace: Some(namespace), ..Default::default() },
+            metadata: ObjectMeta {
+                name: Some(name.clone()),
+                namespace: Some(namespace),
+                ..Default::default()
+            },
             involved_object: r.about,
             type_: Some(match r.severity {
                 Severity::Normal => "Normal".to_owned(),
@@ -174,7 +222,10 @@ async fn send_all(client: kube::Client, node: String, clock: Clock, mut queue: m
             }),
             reason: Some(r.reason.to_owned()),
             message: Some(r.message),
-            source: Some(EventSource { component: Some("kubelet".to_owned()), host: Some(node.clone()) }),
+            source: Some(EventSource {
+                component: Some("kubelet".to_owned()),
+                host: Some(node.clone()),
+            }),
             reporting_component: Some("kubelet".to_owned()),
             reporting_instance: Some(node.clone()),
             first_timestamp: Some(Time(r.at)),

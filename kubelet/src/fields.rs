@@ -38,7 +38,9 @@ fn quote(s: &str) -> String {
             '\u{8}' => out.push_str("\\b"),
             '\u{b}' => out.push_str("\\v"),
             '\u{c}' => out.push_str("\\f"),
-            c if (c as u32) < 0x20 || c as u32 == 0x7f => out.push_str(&format!("\\x{:02x}", c as u32)),
+            c if (c as u32) < 0x20 || c as u32 == 0x7f => {
+                out.push_str(&format!("\\x{:02x}", c as u32))
+            }
             c => out.push(c),
         }
     }
@@ -47,11 +49,20 @@ fn quote(s: &str) -> String {
 }
 
 fn format_map(m: &Option<BTreeMap<String, String>>) -> String {
-    m.iter().flatten().map(|(k, v)| format!("{k}={}", quote(v))).collect::<Vec<_>>().join("\n")
+    m.iter()
+        .flatten()
+        .map(|(k, v)| format!("{k}={}", quote(v)))
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 /// A field of a pod. `pod_ips` are those of its sandbox, which may be newer than its status.
-pub fn field(f: &ObjectFieldSelector, pod: &Pod, node: &NodeFacts, pod_ips: &[String]) -> Result<String, String> {
+pub fn field(
+    f: &ObjectFieldSelector,
+    pod: &Pod,
+    node: &NodeFacts,
+    pod_ips: &[String],
+) -> Result<String, String> {
     let path = f.field_path.as_str();
     if let Some((map, key)) = path.strip_suffix("']").and_then(|p| p.split_once("['")) {
         let found = match map {
@@ -59,7 +70,11 @@ pub fn field(f: &ObjectFieldSelector, pod: &Pod, node: &NodeFacts, pod_ips: &[St
             "metadata.annotations" => &pod.metadata.annotations,
             _ => return Err(format!("fieldPath {path:?} does not support subscript")),
         };
-        return Ok(found.as_ref().and_then(|m| m.get(key)).cloned().unwrap_or_default());
+        return Ok(found
+            .as_ref()
+            .and_then(|m| m.get(key))
+            .cloned()
+            .unwrap_or_default());
     }
     Ok(match path {
         "metadata.name" => podutil::name(pod).to_owned(),
@@ -67,20 +82,38 @@ pub fn field(f: &ObjectFieldSelector, pod: &Pod, node: &NodeFacts, pod_ips: &[St
         "metadata.uid" => podutil::uid(pod).to_owned(),
         "metadata.labels" => format_map(&pod.metadata.labels),
         "metadata.annotations" => format_map(&pod.metadata.annotations),
-        "spec.nodeName" => podutil::spec(pod).node_name.clone().unwrap_or_else(|| node.name.clone()),
-        "spec.serviceAccountName" => podutil::spec(pod).service_account_name.clone().unwrap_or_default(),
+        "spec.nodeName" => podutil::spec(pod)
+            .node_name
+            .clone()
+            .unwrap_or_else(|| node.name.clone()),
+        "spec.serviceAccountName" => podutil::spec(pod)
+            .service_account_name
+            .clone()
+            .unwrap_or_default(),
         "status.hostIP" => node.host_ips.first().cloned().unwrap_or_default(),
         "status.hostIPs" => node.host_ips.join(","),
         "status.podIP" | "status.podIPs" => {
-            let ips = if podutil::is_host_network(pod) { &node.host_ips } else { pod_ips };
-            if path == "status.podIP" { ips.first().cloned().unwrap_or_default() } else { ips.join(",") }
+            let ips = if podutil::is_host_network(pod) {
+                &node.host_ips
+            } else {
+                pod_ips
+            };
+            if path == "status.podIP" {
+                ips.first().cloned().unwrap_or_default()
+            } else {
+                ips.join(",")
+            }
         }
         _ => return Err(format!("unsupported fieldPath: {path}")),
     })
 }
 
 /// A request or limit of a container, in units of the selector's divisor, rounded up.
-pub fn resource(f: &ResourceFieldSelector, container: &Container, node: &NodeFacts) -> Result<String, String> {
+pub fn resource(
+    f: &ResourceFieldSelector,
+    container: &Container,
+    node: &NodeFacts,
+) -> Result<String, String> {
     let r = container.resources.as_ref();
     let (kind, name) = f
         .resource
@@ -135,7 +168,10 @@ mod tests {
             allocatable_storage: 0,
         };
         let get = |p: &str| {
-            let f = ObjectFieldSelector { field_path: p.into(), api_version: None };
+            let f = ObjectFieldSelector {
+                field_path: p.into(),
+                api_version: None,
+            };
             field(&f, &pod, &node, &["10.0.0.1".into(), "fd::1".into()])
         };
         for (path, want) in [
@@ -158,8 +194,13 @@ mod tests {
             ("requests.cpu", None, "0"),
         ] {
             let f: ResourceFieldSelector =
-                serde_json::from_value(serde_json::json!({"resource": name, "divisor": divisor})).unwrap();
-            assert_eq!(resource(&f, c, &node).as_deref(), Ok(want), "{name} {divisor:?}");
+                serde_json::from_value(serde_json::json!({"resource": name, "divisor": divisor}))
+                    .unwrap();
+            assert_eq!(
+                resource(&f, c, &node).as_deref(),
+                Ok(want),
+                "{name} {divisor:?}"
+            );
         }
     }
 }

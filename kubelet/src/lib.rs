@@ -41,7 +41,11 @@ use pod::worker::Wakers;
 use shared::{Health, Shared};
 
 /// Runs a kubelet until `shutdown`; containers keep running. Without a `client` it runs static pods only.
-pub async fn run(config: Config, client: Option<kube::Client>, shutdown: CancellationToken) -> Result<()> {
+pub async fn run(
+    config: Config,
+    client: Option<kube::Client>,
+    shutdown: CancellationToken,
+) -> Result<()> {
     let runtime = cri::CriClient::new(
         &config.file.container_runtime_endpoint,
         config.file.runtime_request_timeout.0,
@@ -58,28 +62,52 @@ pub async fn run_with(
     shutdown: CancellationToken,
 ) -> Result<()> {
     let machine = node::machine::machine().context("reading the machine's facts")?;
-    let cgroups = cgroup::Cgroups::detect(&config.file.cgroup_root).context("looking for cgroups")?;
+    let cgroups =
+        cgroup::Cgroups::detect(&config.file.cgroup_root).context("looking for cgroups")?;
     if config.file.fail_cgroup_v1 && !cgroups.is_v2() {
         anyhow::bail!("kubelet is configured to not run on a host using cgroup v1");
     }
     if config.file.fail_swap_on && has_swap()? {
-        anyhow::bail!("running with swap on is not supported, please disable swap or set failSwapOn to false");
+        anyhow::bail!(
+            "running with swap on is not supported, please disable swap or set failSwapOn to false"
+        );
     }
-    for dir in [&config.root_dir, &config.pods_dir(), &config.file.pod_logs_dir] {
+    for dir in [
+        &config.root_dir,
+        &config.pods_dir(),
+        &config.file.pod_logs_dir,
+    ] {
         std::fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
     }
     if let Err(error) = volume::mounts::make_shared(&config.root_dir) {
         // Only a mount point can be shared; below one that is, all is well.
         tracing::debug!(%error, "the kubelet's directory is no mount point");
     }
-    cgroups.prepare(machine.cores * 1000).context("creating the pods' cgroups")?;
+    cgroups
+        .prepare(machine.cores * 1000)
+        .context("creating the pods' cgroups")?;
     adjust_oom_score(config.file.oom_score_adj);
     let version = wait_for_runtime(&*runtime, &shutdown).await?;
-    let Some(version) = version else { return Ok(()) };
+    let Some(version) = version else {
+        return Ok(());
+    };
     info!(runtime = %version.runtime_name, version = %version.runtime_version, "the container runtime is up");
 
-    let (shared, wakers) = assemble(config, client, runtime, clock, &machine, cgroups, version.runtime_name)?;
-    shared.recorder.node(&shared.config.node_name, events::Severity::Normal, "Starting", "Starting kubelet.");
+    let (shared, wakers) = assemble(
+        config,
+        client,
+        runtime,
+        clock,
+        &machine,
+        cgroups,
+        version.runtime_name,
+    )?;
+    shared.recorder.node(
+        &shared.config.node_name,
+        events::Severity::Normal,
+        "Starting",
+        "Starting kubelet.",
+    );
     let manager = pod::manager::Manager::new(shared.clone(), wakers.clone(), shutdown.clone());
     let mirrors = pod::source::Mirrors::new(shared.clone());
     let reporter = node::Reporter::new(shared.clone(), machine);
@@ -87,12 +115,27 @@ pub async fn run_with(
     let mut tasks = JoinSet::new();
     tasks.spawn(shared.status.clone().run(shutdown.clone()));
     tasks.spawn(reporter.clone().watch_runtime(shutdown.clone()));
-    tasks.spawn(pod::pleg::run(shared.clone(), manager.clone(), wakers.clone(), shutdown.clone()));
+    tasks.spawn(pod::pleg::run(
+        shared.clone(),
+        manager.clone(),
+        wakers.clone(),
+        shutdown.clone(),
+    ));
     tasks.spawn(pod::pleg::events(shared.clone(), wakers, shutdown.clone()));
     tasks.spawn(reporter.clone().report(shutdown.clone()));
     tasks.spawn(reporter.lease(shutdown.clone()));
-    tasks.spawn(pod::source::api(shared.clone(), manager.clone(), mirrors.clone(), shutdown.clone()));
-    tasks.spawn(pod::source::files(shared.clone(), manager.clone(), mirrors, shutdown.clone()));
+    tasks.spawn(pod::source::api(
+        shared.clone(),
+        manager.clone(),
+        mirrors.clone(),
+        shutdown.clone(),
+    ));
+    tasks.spawn(pod::source::files(
+        shared.clone(),
+        manager.clone(),
+        mirrors,
+        shutdown.clone(),
+    ));
     let objects = shared.objects.clone();
     let stop = shutdown.clone();
     tasks.spawn(async move {
@@ -156,12 +199,16 @@ fn assemble(
         },
         resolv_conf: config.file.resolv_conf.clone(),
         cpu_cfs_quota: config.file.cpu_cfs_quota,
-        cpu_period_us: i64::try_from(config.file.cpu_cfs_quota_period.0.as_micros()).unwrap_or(100_000),
+        cpu_period_us: i64::try_from(config.file.cpu_cfs_quota_period.0.as_micros())
+            .unwrap_or(100_000),
         seccomp_default: config.file.seccomp_default,
         memory_capacity: machine.memory,
         cgroup_v2: cgroups.is_v2(),
     };
-    let parallel = match (config.file.serialize_image_pulls, config.file.max_parallel_image_pulls) {
+    let parallel = match (
+        config.file.serialize_image_pulls,
+        config.file.max_parallel_image_pulls,
+    ) {
         (true, _) => Some(1),
         (false, n) => n.map(|n| n.max(1) as usize),
     };
@@ -172,7 +219,12 @@ fn assemble(
         .map_or(Duration::from_secs(300), |d| d.0);
     let shared = Shared {
         images: image::Images::new(runtime.clone(), recorder.clone(), clock.clone(), parallel),
-        volumes: volume::Volumes::new(config.pods_dir(), objects.clone(), client.clone(), clock.clone()),
+        volumes: volume::Volumes::new(
+            config.pods_dir(),
+            objects.clone(),
+            client.clone(),
+            clock.clone(),
+        ),
         crash_backoff: backoff::Backoff::new(Duration::from_secs(10).min(longest), longest),
         node: RwLock::new(fields::NodeFacts {
             name: config.node_name.clone(),

@@ -62,13 +62,22 @@ struct Kept<K> {
 
 impl<K> Kept<K>
 where
-    K: kube::Resource<Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+    K: kube::Resource<Scope = NamespaceResourceScope>
+        + Clone
+        + Debug
+        + DeserializeOwned
+        + Send
+        + Sync
+        + 'static,
     K::DynamicType: Default,
 {
     async fn get(&self, uid: &str, namespace: &str, name: &str) -> Result<Arc<K>, ObjectError> {
         let client = self.client.clone().ok_or(ObjectError::NoClient)?;
         let key = (namespace.to_owned(), name.to_owned());
-        let missing = || ObjectError::NotFound { kind: self.kind, name: name.to_owned() };
+        let missing = || ObjectError::NotFound {
+            kind: self.kind,
+            name: name.to_owned(),
+        };
         if let Some(e) = self.entries.lock().get(&key)
             && e.live
             && e.users.contains(uid)
@@ -80,12 +89,21 @@ where
             Ok(Ok(found)) => found.map(Arc::new),
             Ok(Err(kube::Error::Api(e))) => return Err(ObjectError::Api(e.message.clone())),
             Ok(Err(e)) => return Err(ObjectError::Api(e.to_string())),
-            Err(_) => return Err(ObjectError::Api("the API server did not answer in time".to_owned())),
+            Err(_) => {
+                return Err(ObjectError::Api(
+                    "the API server did not answer in time".to_owned(),
+                ));
+            }
         };
         let mut entries = self.entries.lock();
         let e = entries.entry(key.clone()).or_insert_with(|| {
             let task = tokio::spawn(follow(api, key, self.entries.clone(), self.wake.clone()));
-            Entry { users: HashSet::new(), value: None, live: false, task: task.abort_handle() }
+            Entry {
+                users: HashSet::new(),
+                value: None,
+                live: false,
+                task: task.abort_handle(),
+            }
         });
         e.users.insert(uid.to_owned());
         // The watch may have got further than our reading by now; a newer reading replaces an older value.
@@ -107,7 +125,11 @@ where
 }
 
 fn version<K: kube::Resource>(o: &K) -> u64 {
-    o.meta().resource_version.as_deref().and_then(|v| v.parse().ok()).unwrap_or(0)
+    o.meta()
+        .resource_version
+        .as_deref()
+        .and_then(|v| v.parse().ok())
+        .unwrap_or(0)
 }
 
 fn is_newer<K: kube::Resource>(a: Option<&K>, b: Option<&K>) -> bool {
@@ -128,7 +150,9 @@ where
     while let Some(event) = events.next().await {
         let update = |value: Option<Arc<K>>| {
             let mut entries = entries.lock();
-            let Some(e) = entries.get_mut(&key) else { return };
+            let Some(e) = entries.get_mut(&key) else {
+                return;
+            };
             let changed = match (&e.value, &value) {
                 (Some(a), Some(b)) => version(&**a) != version(&**b),
                 (None, None) => false,
@@ -136,7 +160,11 @@ where
             };
             e.value = value;
             e.live = true;
-            let users: Vec<String> = if changed { e.users.iter().cloned().collect() } else { Vec::new() };
+            let users: Vec<String> = if changed {
+                e.users.iter().cloned().collect()
+            } else {
+                Vec::new()
+            };
             drop(entries);
             users.iter().for_each(|uid| wake(uid));
         };
@@ -169,8 +197,18 @@ impl Objects {
     /// An empty cache; `wake` is called with the uid of each pod of which an object changed.
     pub fn new(client: Option<kube::Client>, wake: Wake) -> Arc<Self> {
         Arc::new(Objects {
-            config_maps: Kept { kind: "configmap", client: client.clone(), entries: Default::default(), wake: wake.clone() },
-            secrets: Kept { kind: "secret", client: client.clone(), entries: Default::default(), wake },
+            config_maps: Kept {
+                kind: "configmap",
+                client: client.clone(),
+                entries: Default::default(),
+                wake: wake.clone(),
+            },
+            secrets: Kept {
+                kind: "secret",
+                client: client.clone(),
+                entries: Default::default(),
+                wake,
+            },
             services: Mutex::new(HashMap::new()),
             services_synced: watch::Sender::new(false),
             client,
@@ -178,12 +216,22 @@ impl Objects {
     }
 
     /// A ConfigMap for the pod `uid`.
-    pub async fn config_map(&self, uid: &str, namespace: &str, name: &str) -> Result<Arc<ConfigMap>, ObjectError> {
+    pub async fn config_map(
+        &self,
+        uid: &str,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Arc<ConfigMap>, ObjectError> {
         self.config_maps.get(uid, namespace, name).await
     }
 
     /// A Secret for the pod `uid`.
-    pub async fn secret(&self, uid: &str, namespace: &str, name: &str) -> Result<Arc<Secret>, ObjectError> {
+    pub async fn secret(
+        &self,
+        uid: &str,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Arc<Secret>, ObjectError> {
         self.secrets.get(uid, namespace, name).await
     }
 
@@ -211,12 +259,17 @@ impl Objects {
 
     /// Follows all services for as long as it is polled.
     pub async fn follow_services(&self) {
-        let Some(client) = self.client.clone() else { return };
+        let Some(client) = self.client.clone() else {
+            return;
+        };
         let api: Api<Service> = Api::all(client);
         let mut events = std::pin::pin!(watcher(api, watcher::Config::default()).default_backoff());
         let mut initial = HashMap::new();
         let key = |s: &Service| {
-            (s.metadata.namespace.clone().unwrap_or_default(), s.metadata.name.clone().unwrap_or_default())
+            (
+                s.metadata.namespace.clone().unwrap_or_default(),
+                s.metadata.name.clone().unwrap_or_default(),
+            )
         };
         while let Some(event) = events.next().await {
             match event {

@@ -93,7 +93,11 @@ pub fn describe(pod: &Pod) -> String {
 
 /// An annotation's value.
 pub fn annotation<'a>(pod: &'a Pod, key: &str) -> Option<&'a str> {
-    pod.metadata.annotations.as_ref()?.get(key).map(String::as_str)
+    pod.metadata
+        .annotations
+        .as_ref()?
+        .get(key)
+        .map(String::as_str)
 }
 
 /// Whether the pod was read from the static pod directory.
@@ -123,7 +127,10 @@ pub fn init_containers(pod: &Pod) -> &[Container] {
 
 /// The ephemeral containers.
 pub fn ephemeral_containers(pod: &Pod) -> &[EphemeralContainer] {
-    spec(pod).ephemeral_containers.as_deref().unwrap_or_default()
+    spec(pod)
+        .ephemeral_containers
+        .as_deref()
+        .unwrap_or_default()
 }
 
 /// An ephemeral container in the shape of a regular one.
@@ -165,7 +172,10 @@ pub fn find_container(pod: &Pod, name: &str) -> Option<Container> {
         .find(|c| c.name == name)
         .cloned()
         .or_else(|| {
-            ephemeral_containers(pod).iter().find(|c| c.name == name).map(ephemeral_as_container)
+            ephemeral_containers(pod)
+                .iter()
+                .find(|c| c.name == name)
+                .map(ephemeral_as_container)
         })
 }
 
@@ -203,7 +213,11 @@ pub fn should_restart(pod: &Pod, container: &Container, exit_code: i32) -> bool 
             return true;
         }
     }
-    match container.restart_policy.as_deref().unwrap_or(restart_policy(pod)) {
+    match container
+        .restart_policy
+        .as_deref()
+        .unwrap_or(restart_policy(pod))
+    {
         "Never" => false,
         "OnFailure" => exit_code != 0,
         _ => true,
@@ -214,9 +228,16 @@ pub fn should_restart(pod: &Pod, container: &Container, exit_code: i32) -> bool 
 pub fn resolve_port(port: &IntOrString, container: &Container) -> Result<u16, String> {
     let number = match port {
         IntOrString::Int(n) => *n,
-        IntOrString::String(name) => match container.ports.iter().flatten().find(|p| p.name.as_deref() == Some(name)) {
+        IntOrString::String(name) => match container
+            .ports
+            .iter()
+            .flatten()
+            .find(|p| p.name.as_deref() == Some(name))
+        {
             Some(p) => p.container_port,
-            None => name.parse().map_err(|_| format!("couldn't find port: {name}"))?,
+            None => name
+                .parse()
+                .map_err(|_| format!("couldn't find port: {name}"))?,
         },
     };
     match u16::try_from(number) {
@@ -275,7 +296,10 @@ pub fn container_hash(c: &Container) -> String {
     h.update(c.name.as_bytes());
     h.update([0]);
     h.update(c.image.as_deref().unwrap_or_default().as_bytes());
-    h.finalize()[..4].iter().map(|b| format!("{b:02x}")).collect()
+    h.finalize()[..4]
+        .iter()
+        .map(|b| format!("{b:02x}"))
+        .collect()
 }
 
 /// The labels or annotations of an object as a plain map.

@@ -51,13 +51,26 @@ fn scaled(text: &str, scale: i128) -> Option<i64> {
     let mut digits = String::from(whole);
     let fraction: String = fraction.chars().take(15).collect();
     digits.push_str(&fraction);
-    let mantissa: i128 = if digits.is_empty() { 0 } else { digits.parse().ok()? };
+    let mantissa: i128 = if digits.is_empty() {
+        0
+    } else {
+        digits.parse().ok()?
+    };
     let mut denominator: i128 = 10i128.checked_pow(fraction.len() as u32)?;
     let numerator: i128 = match suffix {
         "" => 1,
-        "n" => { denominator = denominator.checked_mul(1_000_000_000)?; 1 }
-        "u" => { denominator = denominator.checked_mul(1_000_000)?; 1 }
-        "m" => { denominator = denominator.checked_mul(1000)?; 1 }
+        "n" => {
+            denominator = denominator.checked_mul(1_000_000_000)?;
+            1
+        }
+        "u" => {
+            denominator = denominator.checked_mul(1_000_000)?;
+            1
+        }
+        "m" => {
+            denominator = denominator.checked_mul(1000)?;
+            1
+        }
         "k" => 1000,
         "M" => 1_000_000,
         "G" => 1_000_000_000,
@@ -75,7 +88,8 @@ fn scaled(text: &str, scale: i128) -> Option<i64> {
             if exponent >= 0 {
                 10i128.checked_pow(exponent as u32)?
             } else {
-                denominator = denominator.checked_mul(10i128.checked_pow(exponent.unsigned_abs())?)?;
+                denominator =
+                    denominator.checked_mul(10i128.checked_pow(exponent.unsigned_abs())?)?;
                 1
             }
         }
@@ -91,7 +105,14 @@ fn scaled(text: &str, scale: i128) -> Option<i64> {
 
 /// Writes a byte count the way upstream does: the largest binary suffix without a rest.
 pub fn format_bytes(n: i64) -> String {
-    for (shift, suffix) in [(60, "Ei"), (50, "Pi"), (40, "Ti"), (30, "Gi"), (20, "Mi"), (10, "Ki")] {
+    for (shift, suffix) in [
+        (60, "Ei"),
+        (50, "Pi"),
+        (40, "Ti"),
+        (30, "Gi"),
+        (20, "Mi"),
+        (10, "Ki"),
+    ] {
         if n != 0 && n % (1i64 << shift) == 0 {
             return format!("{}{suffix}", n >> shift);
         }
@@ -101,12 +122,17 @@ pub fn format_bytes(n: i64) -> String {
 
 /// Writes thousandths of a core: whole cores without a suffix.
 pub fn format_milli(n: i64) -> String {
-    if n % 1000 == 0 { (n / 1000).to_string() } else { format!("{n}m") }
+    if n % 1000 == 0 {
+        (n / 1000).to_string()
+    } else {
+        format!("{n}m")
+    }
 }
 
 /// A request of a container, or its limit, in milli-units for `cpu` and units for all else.
 pub fn get(list: Option<&List>, name: &str) -> Option<i64> {
-    list.and_then(|l| l.get(name)).map(|q| if name == "cpu" { milli(q) } else { value(q) })
+    list.and_then(|l| l.get(name))
+        .map(|q| if name == "cpu" { milli(q) } else { value(q) })
 }
 
 /// What a container asks for.
@@ -143,7 +169,9 @@ impl Qos {
 
 /// The quality of service (upstream `qos.ComputePodQOS`).
 pub fn qos(pod: &Pod) -> Qos {
-    let Some(spec) = &pod.spec else { return Qos::BestEffort };
+    let Some(spec) = &pod.spec else {
+        return Qos::BestEffort;
+    };
     let sets: Vec<Option<&ResourceRequirements>> = if pod_level(pod).is_some() {
         vec![spec.resources.as_ref()]
     } else {
@@ -190,7 +218,11 @@ pub fn names(pod: &Pod) -> Vec<String> {
 
 /// What a pod as a whole needs of one resource (upstream `resource.PodRequests` / `PodLimits`): all regular
 /// containers and sidecars together, or the greatest init container with the sidecars before it; plus overhead.
-pub fn pod_total(pod: &Pod, name: &str, of: fn(Option<&ResourceRequirements>, &str) -> Option<i64>) -> i64 {
+pub fn pod_total(
+    pod: &Pod,
+    name: &str,
+    of: fn(Option<&ResourceRequirements>, &str) -> Option<i64>,
+) -> i64 {
     let amount = |c: &Container| of(c.resources.as_ref(), name).unwrap_or(0);
     let mut total: i64 = podutil::containers(pod).iter().map(amount).sum();
     let (mut sidecars, mut init_max) = (0i64, 0i64);
@@ -207,7 +239,8 @@ pub fn pod_total(pod: &Pod, name: &str, of: fn(Option<&ResourceRequirements>, &s
     if let Some(own) = of(pod_level(pod), name) {
         total = own;
     }
-    total.saturating_add(get(pod.spec.as_ref().and_then(|s| s.overhead.as_ref()), name).unwrap_or(0))
+    total
+        .saturating_add(get(pod.spec.as_ref().and_then(|s| s.overhead.as_ref()), name).unwrap_or(0))
 }
 
 /// CPU shares of so many milli-cores (upstream `MilliCPUToShares`).
@@ -277,18 +310,35 @@ mod tests {
         for bad in ["", "Gi", "1.2.3", "1Q", "e3"] {
             assert!(!is_quantity(bad), "{bad}");
         }
-        assert_eq!((format_bytes(1 << 30), format_bytes(1000), format_milli(1500)), ("1Gi".into(), "1000".into(), "1500m".into()));
+        assert_eq!(
+            (
+                format_bytes(1 << 30),
+                format_bytes(1000),
+                format_milli(1500)
+            ),
+            ("1Gi".into(), "1000".into(), "1500m".into())
+        );
     }
 
     #[test]
     fn pod_needs() {
         let pod = |text: &str| -> Pod { serde_yaml_ng::from_str(text).unwrap() };
         let check = |containers: &str, inits: &str, want: (Qos, i64)| {
-            let p = pod(&format!("spec: {{containers: {containers}, initContainers: {inits}}}"));
-            assert_eq!((qos(&p), pod_total(&p, "cpu", request)), want, "{containers} {inits}");
+            let p = pod(&format!(
+                "spec: {{containers: {containers}, initContainers: {inits}}}"
+            ));
+            assert_eq!(
+                (qos(&p), pod_total(&p, "cpu", request)),
+                want,
+                "{containers} {inits}"
+            );
         };
         check("[{name: a}]", "[]", (Qos::BestEffort, 0));
-        check("[{name: a, resources: {requests: {cpu: 100m}}}, {name: b}]", "[]", (Qos::Burstable, 100));
+        check(
+            "[{name: a, resources: {requests: {cpu: 100m}}}, {name: b}]",
+            "[]",
+            (Qos::Burstable, 100),
+        );
         check(
             "[{name: a, resources: {requests: {cpu: 1, memory: 1Gi}, limits: {cpu: 1, memory: 1Gi}}}]",
             "[]",

@@ -39,12 +39,19 @@ pub fn pod_limits(pod: &Pod, cfs: Option<i64>, pids: i64) -> Limits {
     };
     let request = resources::pod_total(pod, "cpu", resources::request);
     let limit = resources::pod_total(pod, "cpu", resources::limit);
-    let mut out = Limits { pids: (pids > 0).then_some(pids), ..Limits::default() };
+    let mut out = Limits {
+        pids: (pids > 0).then_some(pids),
+        ..Limits::default()
+    };
     if resources::qos(pod) == Qos::BestEffort {
         out.cpu_shares = resources::MIN_SHARES;
         return out;
     }
-    out.cpu_shares = resources::milli_to_shares(if request == 0 && all_have("cpu") { limit } else { request });
+    out.cpu_shares = resources::milli_to_shares(if request == 0 && all_have("cpu") {
+        limit
+    } else {
+        request
+    });
     if let Some(period) = cfs.filter(|_| all_have("cpu")) {
         out.cpu_quota = Some((resources::milli_to_quota(limit, period), period));
     }
@@ -88,8 +95,18 @@ impl Cgroups {
                 }
             }
         }
+        if hierarchies.is_empty() {
+            return Err(io::Error::other(format!(
+                "no cgroup hierarchy is mounted below {}",
+                mount.display()
+            )));
+        }
         hierarchies.sort();
-        Ok(Cgroups { hierarchies, v2, root: Path::new(root.trim_matches('/')).join("kubepods") })
+        Ok(Cgroups {
+            hierarchies,
+            v2,
+            root: Path::new(root.trim_matches('/')).join("kubepods"),
+        })
     }
 
     /// Whether the machine is on cgroup v2.
@@ -106,7 +123,8 @@ impl Cgroups {
     }
 
     fn pod_dir(&self, pod: &Pod) -> PathBuf {
-        self.qos_dir(resources::qos(pod)).join(format!("pod{}", podutil::uid(pod)))
+        self.qos_dir(resources::qos(pod))
+            .join(format!("pod{}", podutil::uid(pod)))
     }
 
     /// The pod's cgroup as the runtime is told.
@@ -116,9 +134,21 @@ impl Cgroups {
 
     /// Makes the cgroups that hold all pods.
     pub fn prepare(&self, capacity_milli_cpu: i64) -> io::Result<()> {
-        self.create(&self.root, &Limits { cpu_shares: resources::milli_to_shares(capacity_milli_cpu), ..Limits::default() })?;
+        self.create(
+            &self.root,
+            &Limits {
+                cpu_shares: resources::milli_to_shares(capacity_milli_cpu),
+                ..Limits::default()
+            },
+        )?;
         for qos in [Qos::Burstable, Qos::BestEffort] {
-            self.create(&self.qos_dir(qos), &Limits { cpu_shares: resources::MIN_SHARES, ..Limits::default() })?;
+            self.create(
+                &self.qos_dir(qos),
+                &Limits {
+                    cpu_shares: resources::MIN_SHARES,
+                    ..Limits::default()
+                },
+            )?;
         }
         Ok(())
     }
@@ -126,7 +156,13 @@ impl Cgroups {
     /// Sets the share of all burstable pods together, in milli-cores asked for.
     pub fn set_burstable(&self, request_milli: i64) -> io::Result<()> {
         let shares = resources::milli_to_shares(request_milli);
-        self.apply(&self.qos_dir(Qos::Burstable), &Limits { cpu_shares: shares, ..Limits::default() })
+        self.apply(
+            &self.qos_dir(Qos::Burstable),
+            &Limits {
+                cpu_shares: shares,
+                ..Limits::default()
+            },
+        )
     }
 
     /// Whether the pod's cgroup exists everywhere.
@@ -199,13 +235,20 @@ impl Cgroups {
             let at = h.join(dir);
             // A file that is not there belongs to a controller of another hierarchy.
             let set = |file: &str, value: String| match at.join(file) {
-                f if f.exists() => fs::write(&f, &value)
-                    .map_err(|e| io::Error::new(e.kind(), format!("writing {value:?} to {}: {e}", f.display()))),
+                f if f.exists() => fs::write(&f, &value).map_err(|e| {
+                    io::Error::new(
+                        e.kind(),
+                        format!("writing {value:?} to {}: {e}", f.display()),
+                    )
+                }),
                 _ => Ok(()),
             };
             if self.v2 {
                 // The kernel's weights are 1..10000 where shares are 2..262144 (KEP-2254).
-                set("cpu.weight", (1 + ((l.cpu_shares - 2) * 9999) / 262_142).to_string())?;
+                set(
+                    "cpu.weight",
+                    (1 + ((l.cpu_shares - 2) * 9999) / 262_142).to_string(),
+                )?;
                 if let Some((quota, period)) = l.cpu_quota {
                     set("cpu.max", format!("{quota} {period}"))?;
                 }
@@ -279,7 +322,12 @@ fn remove_once(dir: &Path) -> io::Result<()> {
         }
     }
     for pid in fs::read_to_string(dir.join("cgroup.procs"))?.lines() {
-        if let Some(pid) = pid.trim().parse().ok().and_then(rustix::process::Pid::from_raw) {
+        if let Some(pid) = pid
+            .trim()
+            .parse()
+            .ok()
+            .and_then(rustix::process::Pid::from_raw)
+        {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
         }
     }
@@ -293,17 +341,32 @@ mod tests {
     #[test]
     fn limits_of_pods() {
         let check = |containers: &str, want: Limits| {
-            let pod: Pod = serde_yaml_ng::from_str(&format!("spec: {{containers: {containers}}}")).unwrap();
+            let pod: Pod =
+                serde_yaml_ng::from_str(&format!("spec: {{containers: {containers}}}")).unwrap();
             assert_eq!(pod_limits(&pod, Some(100_000), -1), want, "{containers}");
         };
-        check("[{name: a}]", Limits { cpu_shares: 2, ..Limits::default() });
+        check(
+            "[{name: a}]",
+            Limits {
+                cpu_shares: 2,
+                ..Limits::default()
+            },
+        );
         check(
             "[{name: a, resources: {limits: {cpu: 500m, memory: 64Mi}, requests: {cpu: 250m}}}]",
-            Limits { cpu_shares: 256, cpu_quota: Some((50_000, 100_000)), memory: Some(64 << 20), pids: None },
+            Limits {
+                cpu_shares: 256,
+                cpu_quota: Some((50_000, 100_000)),
+                memory: Some(64 << 20),
+                pids: None,
+            },
         );
         check(
             "[{name: a, resources: {limits: {cpu: 500m}, requests: {cpu: 500m}}}, {name: b}]",
-            Limits { cpu_shares: 512, ..Limits::default() },
+            Limits {
+                cpu_shares: 512,
+                ..Limits::default()
+            },
         );
     }
 }

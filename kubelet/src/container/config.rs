@@ -54,9 +54,11 @@ pub fn sandbox(
         hosts::kernel_name(&name, &domain, spec.set_hostname_as_fqdn == Some(true))?
     };
     let mut port_mappings = Vec::new();
-    let with_ports = podutil::containers(pod)
-        .iter()
-        .chain(podutil::init_containers(pod).iter().filter(|c| podutil::is_sidecar(c)));
+    let with_ports = podutil::containers(pod).iter().chain(
+        podutil::init_containers(pod)
+            .iter()
+            .filter(|c| podutil::is_sidecar(c)),
+    );
     for p in with_ports.flat_map(|c| c.ports.iter().flatten()) {
         port_mappings.push(cri::PortMapping {
             protocol: match p.protocol.as_deref() {
@@ -108,9 +110,14 @@ pub fn sandbox(
             attempt,
         }),
         hostname,
-        log_directory: pod_logs_dir(&s.pod_logs_dir, podutil::namespace(pod), podutil::name(pod), podutil::uid(pod))
-            .to_string_lossy()
-            .into_owned(),
+        log_directory: pod_logs_dir(
+            &s.pod_logs_dir,
+            podutil::namespace(pod),
+            podutil::name(pod),
+            podutil::uid(pod),
+        )
+        .to_string_lossy()
+        .into_owned(),
         dns_config: Some(dns.config),
         port_mappings,
         labels: labels::sandbox_labels(pod),
@@ -120,8 +127,17 @@ pub fn sandbox(
     Ok((config, dns.warnings))
 }
 
-fn linux_resources(s: &Settings, cpu_request: i64, cpu_limit: i64, memory_limit: i64) -> cri::LinuxContainerResources {
-    let request = if cpu_request == 0 { cpu_limit } else { cpu_request };
+fn linux_resources(
+    s: &Settings,
+    cpu_request: i64,
+    cpu_limit: i64,
+    memory_limit: i64,
+) -> cri::LinuxContainerResources {
+    let request = if cpu_request == 0 {
+        cpu_limit
+    } else {
+        cpu_request
+    };
     let mut r = cri::LinuxContainerResources {
         cpu_shares: resources::milli_to_shares(request),
         memory_limit_in_bytes: memory_limit,
@@ -145,7 +161,8 @@ pub fn container_resources(s: &Settings, pod: &Pod, c: &Container) -> cri::Linux
     // Without swap for containers: the swap limit equals the memory limit.
     out.memory_swap_limit_in_bytes = out.memory_limit_in_bytes;
     if s.cgroup_v2 {
-        out.unified.insert("memory.oom.group".to_owned(), "1".to_owned());
+        out.unified
+            .insert("memory.oom.group".to_owned(), "1".to_owned());
     }
     for (name, q) in r.and_then(|r| r.limits.as_ref()).into_iter().flatten() {
         if let Some(size) = name.strip_prefix("hugepages-") {
@@ -175,7 +192,12 @@ pub struct Parts {
 }
 
 /// A container's configuration.
-pub fn container(s: &Settings, pod: &Pod, c: &Container, p: Parts) -> Result<cri::ContainerConfig, String> {
+pub fn container(
+    s: &Settings,
+    pod: &Pod,
+    c: &Container,
+    p: Parts,
+) -> Result<cri::ContainerConfig, String> {
     security::verify_non_root(pod, c, &p.image_user)?;
     let mut context = security::context(pod, c, &p.image_user, s.seccomp_default, &s.root_dir)?;
     if let (Some(target), Some(ns)) = (p.target, context.namespace_options.as_mut())
@@ -188,7 +210,12 @@ pub fn container(s: &Settings, pod: &Pod, c: &Container, p: Parts) -> Result<cri
         list.iter()
             .flatten()
             .map(|x| {
-                super::expand::expand(x, |name| p.env.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str()))
+                super::expand::expand(x, |name| {
+                    p.env
+                        .iter()
+                        .find(|(n, _)| n == name)
+                        .map(|(_, v)| v.as_str())
+                })
             })
             .collect()
     };
@@ -200,7 +227,10 @@ pub fn container(s: &Settings, pod: &Pod, c: &Container, p: Parts) -> Result<cri
         .transpose()?
         .unwrap_or(cri::Signal::RuntimeDefault);
     Ok(cri::ContainerConfig {
-        metadata: Some(cri::ContainerMetadata { name: c.name.clone(), attempt: p.restart_count }),
+        metadata: Some(cri::ContainerMetadata {
+            name: c.name.clone(),
+            attempt: p.restart_count,
+        }),
         image: Some(cri::ImageSpec {
             image: p.image_ref,
             user_specified_image: c.image.clone().unwrap_or_default(),
@@ -209,7 +239,14 @@ pub fn container(s: &Settings, pod: &Pod, c: &Container, p: Parts) -> Result<cri
         command: expand(&c.command),
         args: expand(&c.args),
         working_dir: c.working_dir.clone().unwrap_or_default(),
-        envs: p.env.iter().map(|(k, v)| cri::KeyValue { key: k.clone(), value: v.clone().into_bytes() }).collect(),
+        envs: p
+            .env
+            .iter()
+            .map(|(k, v)| cri::KeyValue {
+                key: k.clone(),
+                value: v.clone().into_bytes(),
+            })
+            .collect(),
         mounts: p.mounts,
         labels: labels::container_labels(pod, c),
         annotations: labels::container_annotations(pod, c, p.restart_count),
@@ -228,5 +265,7 @@ pub fn container(s: &Settings, pod: &Pod, c: &Container, p: Parts) -> Result<cri
 
 /// A signal by its name.
 fn signal(name: &str) -> Option<cri::Signal> {
-    (1..=65).filter_map(|n| cri::Signal::try_from(n).ok()).find(|s| format!("{s:?}").eq_ignore_ascii_case(name))
+    (1..=65)
+        .filter_map(|n| cri::Signal::try_from(n).ok())
+        .find(|s| format!("{s:?}").eq_ignore_ascii_case(name))
 }

@@ -20,18 +20,28 @@ pub async fn environment(
 ) -> Result<Vec<(String, String)>, String> {
     let (uid, namespace) = (podutil::uid(pod), podutil::namespace(pod));
     let services = match objects.services(namespace) {
-        Some(all) => service_variables(&all, namespace, podutil::spec(pod).enable_service_links.unwrap_or(true)),
+        Some(all) => service_variables(
+            &all,
+            namespace,
+            podutil::spec(pod).enable_service_links.unwrap_or(true),
+        ),
         None if podutil::is_static(pod) => BTreeMap::new(),
-        None => return Err("services have not yet been read at least once, cannot construct envvars".to_owned()),
+        None => {
+            return Err(
+                "services have not yet been read at least once, cannot construct envvars"
+                    .to_owned(),
+            );
+        }
     };
     let mut maps: HashMap<String, Arc<ConfigMap>> = HashMap::new();
     let mut secrets: HashMap<String, Arc<Secret>> = HashMap::new();
     let mut env: Vec<(String, String)> = Vec::new();
-    let set = |env: &mut Vec<(String, String)>, name: String, value: String| {
-        match env.iter_mut().find(|(n, _)| *n == name) {
-            Some(e) => e.1 = value,
-            None => env.push((name, value)),
-        }
+    let set = |env: &mut Vec<(String, String)>, name: String, value: String| match env
+        .iter_mut()
+        .find(|(n, _)| *n == name)
+    {
+        Some(e) => e.1 = value,
+        None => env.push((name, value)),
     };
 
     for from in container.env_from.iter().flatten() {
@@ -53,7 +63,11 @@ pub async fn environment(
                 Err(e) => return Err(e.to_string()),
             };
             for (k, v) in secret.data.iter().flatten() {
-                set(&mut env, format!("{prefix}{k}"), String::from_utf8_lossy(&v.0).into_owned());
+                set(
+                    &mut env,
+                    format!("{prefix}{k}"),
+                    String::from_utf8_lossy(&v.0).into_owned(),
+                );
             }
             secrets.insert(r.name.clone(), secret);
         }
@@ -75,7 +89,8 @@ pub async fn environment(
                 let named = f.container_name.as_deref().filter(|n| !n.is_empty());
                 value = match named {
                     Some(n) if n != container.name => {
-                        let other = podutil::find_container(pod, n).ok_or_else(|| format!("container {n} not found"))?;
+                        let other = podutil::find_container(pod, n)
+                            .ok_or_else(|| format!("container {n} not found"))?;
                         fields::resource(f, &other, node)?
                     }
                     _ => fields::resource(f, container, node)?,
@@ -95,7 +110,12 @@ pub async fn environment(
                 value = match found {
                     Some(v) => v,
                     None if optional => continue,
-                    None => return Err(format!("couldn't find key {} in ConfigMap {namespace}/{}", r.key, r.name)),
+                    None => {
+                        return Err(format!(
+                            "couldn't find key {} in ConfigMap {namespace}/{}",
+                            r.key, r.name
+                        ));
+                    }
                 };
             } else if let Some(r) = &from.secret_key_ref {
                 let optional = r.optional == Some(true);
@@ -107,16 +127,27 @@ pub async fn environment(
                         Err(e) => return Err(e.to_string()),
                     },
                 };
-                let found =
-                    secret.data.as_ref().and_then(|d| d.get(&r.key)).map(|v| String::from_utf8_lossy(&v.0).into_owned());
+                let found = secret
+                    .data
+                    .as_ref()
+                    .and_then(|d| d.get(&r.key))
+                    .map(|v| String::from_utf8_lossy(&v.0).into_owned());
                 secrets.insert(r.name.clone(), secret);
                 value = match found {
                     Some(v) => v,
                     None if optional => continue,
-                    None => return Err(format!("couldn't find key {} in Secret {namespace}/{}", r.key, r.name)),
+                    None => {
+                        return Err(format!(
+                            "couldn't find key {} in Secret {namespace}/{}",
+                            r.key, r.name
+                        ));
+                    }
                 };
             } else {
-                return Err(format!("environment variable {:?} has a source that is not supported", var.name));
+                return Err(format!(
+                    "environment variable {:?} has a source that is not supported",
+                    var.name
+                ));
             }
         }
         set(&mut env, var.name.clone(), value);
@@ -131,15 +162,24 @@ pub async fn environment(
 
 /// The Docker-links style variables of services (upstream `envvars.FromServices`). Without `links`, only those of
 /// `default/kubernetes`.
-fn service_variables(services: &[Arc<Service>], namespace: &str, links: bool) -> BTreeMap<String, String> {
+fn service_variables(
+    services: &[Arc<Service>],
+    namespace: &str,
+    links: bool,
+) -> BTreeMap<String, String> {
     let mut out = BTreeMap::new();
     let is_master = |s: &Service| {
-        s.metadata.namespace.as_deref() == Some("default") && s.metadata.name.as_deref() == Some("kubernetes")
+        s.metadata.namespace.as_deref() == Some("default")
+            && s.metadata.name.as_deref() == Some("kubernetes")
     };
     // A service of the pod's own namespace wins over the master service of the same name.
     let mut chosen: Vec<&Arc<Service>> = services.iter().filter(|s| is_master(s)).collect();
     if links {
-        chosen.extend(services.iter().filter(|s| s.metadata.namespace.as_deref() == Some(namespace)));
+        chosen.extend(
+            services
+                .iter()
+                .filter(|s| s.metadata.namespace.as_deref() == Some(namespace)),
+        );
     }
     for s in chosen {
         let Some(spec) = &s.spec else { continue };
@@ -152,10 +192,17 @@ fn service_variables(services: &[Arc<Service>], namespace: &str, links: bool) ->
         let name = variable_name(s.metadata.name.as_deref().unwrap_or_default());
         out.insert(format!("{name}_SERVICE_HOST"), ip.to_owned());
         out.insert(format!("{name}_SERVICE_PORT"), first.port.to_string());
-        let shown = if ip.contains(':') { format!("[{ip}]") } else { ip.to_owned() };
+        let shown = if ip.contains(':') {
+            format!("[{ip}]")
+        } else {
+            ip.to_owned()
+        };
         for (i, p) in ports.iter().enumerate() {
             if let Some(port_name) = p.name.as_deref().filter(|n| !n.is_empty()) {
-                out.insert(format!("{name}_SERVICE_PORT_{}", variable_name(port_name)), p.port.to_string());
+                out.insert(
+                    format!("{name}_SERVICE_PORT_{}", variable_name(port_name)),
+                    p.port.to_string(),
+                );
             }
             let protocol = p.protocol.as_deref().unwrap_or("TCP");
             let url = format!("{}://{shown}:{}", protocol.to_lowercase(), p.port);
@@ -190,9 +237,15 @@ mod tests {
     fn service_links() {
         let read = |t: &str| Arc::new(serde_yaml_ng::from_str::<Service>(t).unwrap());
         let all = [
-            read("{metadata: {name: kubernetes, namespace: default}, spec: {clusterIP: 10.96.0.1, ports: [{name: https, port: 443}]}}"),
-            read("{metadata: {name: my-db, namespace: n}, spec: {clusterIP: 10.96.0.9, ports: [{port: 53, protocol: UDP}]}}"),
-            read("{metadata: {name: headless, namespace: n}, spec: {clusterIP: None, ports: [{port: 1}]}}"),
+            read(
+                "{metadata: {name: kubernetes, namespace: default}, spec: {clusterIP: 10.96.0.1, ports: [{name: https, port: 443}]}}",
+            ),
+            read(
+                "{metadata: {name: my-db, namespace: n}, spec: {clusterIP: 10.96.0.9, ports: [{port: 53, protocol: UDP}]}}",
+            ),
+            read(
+                "{metadata: {name: headless, namespace: n}, spec: {clusterIP: None, ports: [{port: 1}]}}",
+            ),
         ];
         let with = service_variables(&all, "n", true);
         for (k, v) in [

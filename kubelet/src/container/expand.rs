@@ -40,7 +40,10 @@ pub fn expand<'a>(input: &str, lookup: impl Fn(&str) -> Option<&'a str>) -> Stri
 }
 
 /// As [`expand`], but an unknown name is an error.
-pub fn expand_strict<'a>(input: &str, lookup: impl Fn(&str) -> Option<&'a str>) -> Result<String, String> {
+pub fn expand_strict<'a>(
+    input: &str,
+    lookup: impl Fn(&str) -> Option<&'a str>,
+) -> Result<String, String> {
     let missing = std::cell::RefCell::new(Vec::new());
     let out = expand(input, |name| {
         let found = lookup(name);
@@ -53,7 +56,14 @@ pub fn expand_strict<'a>(input: &str, lookup: impl Fn(&str) -> Option<&'a str>) 
     if missing.is_empty() {
         Ok(out)
     } else {
-        Err(format!("missing value for {}", missing.iter().map(|m| format!("{m:?}")).collect::<Vec<_>>().join(", ")))
+        Err(format!(
+            "missing value for {}",
+            missing
+                .iter()
+                .map(|m| format!("{m:?}"))
+                .collect::<Vec<_>>()
+                .join(", ")
+        ))
     }
 }
 
@@ -63,7 +73,13 @@ pub fn command_static(command: &[String], container: &Container) -> Vec<String> 
     let env = container.env.as_deref().unwrap_or_default();
     command
         .iter()
-        .map(|c| expand(c, |name| env.iter().find(|e| e.name == name).and_then(|e| e.value.as_deref())))
+        .map(|c| {
+            expand(c, |name| {
+                env.iter()
+                    .find(|e| e.name == name)
+                    .and_then(|e| e.value.as_deref())
+            })
+        })
         .collect()
 }
 
@@ -87,6 +103,9 @@ mod tests {
         ] {
             assert_eq!(expand(input, lookup), want, "{input}");
         }
-        assert_eq!(expand_strict("$(X)/$(A)", lookup), Err("missing value for \"X\"".into()));
+        assert_eq!(
+            expand_strict("$(X)/$(A)", lookup),
+            Err("missing value for \"X\"".into())
+        );
     }
 }

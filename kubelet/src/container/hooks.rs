@@ -20,7 +20,11 @@ pub async fn run(
     pod_ip: &str,
     hook: &LifecycleHandler,
 ) -> Result<(), String> {
-    let whose = format!("for Container {:?} in Pod {:?} failed", container.name, podutil::describe(pod));
+    let whose = format!(
+        "for Container {:?} in Pod {:?} failed",
+        container.name,
+        podutil::describe(pod)
+    );
     if let Some(exec) = &hook.exec {
         let command = exec.command.clone().unwrap_or_default();
         let shown = command.join(" ");
@@ -36,7 +40,9 @@ pub async fn run(
                     String::from_utf8_lossy(&output)
                 ))
             }
-            Err(e) => Err(format!("Exec lifecycle hook ([{shown}]) {whose} - error: {e}, message: \"\"")),
+            Err(e) => Err(format!(
+                "Exec lifecycle hook ([{shown}]) {whose} - error: {e}, message: \"\""
+            )),
         };
     }
     if let Some(get) = &hook.http_get {
@@ -45,16 +51,27 @@ pub async fn run(
             Ok(target) => http::get(&target, "kube-lifecycle/1.36", HTTP_TIMEOUT).await,
             Err(e) => Err(e),
         };
-        return result.map(drop).map_err(|e| format!("HTTP lifecycle hook ({path}) {whose} - error: {e}"));
+        return result
+            .map(drop)
+            .map_err(|e| format!("HTTP lifecycle hook ({path}) {whose} - error: {e}"));
     }
     if let Some(sleep) = &hook.sleep {
-        tokio::time::sleep(Duration::from_secs(u64::try_from(sleep.seconds).unwrap_or(0))).await;
+        tokio::time::sleep(Duration::from_secs(
+            u64::try_from(sleep.seconds).unwrap_or(0),
+        ))
+        .await;
         return Ok(());
     }
     if let Some(tcp) = &hook.tcp_socket {
-        let host = tcp.host.as_deref().filter(|h| !h.is_empty()).unwrap_or(pod_ip);
+        let host = tcp
+            .host
+            .as_deref()
+            .filter(|h| !h.is_empty())
+            .unwrap_or(pod_ip);
         let port = podutil::resolve_port(&tcp.port, container)?;
-        return run::dial(host, port, Duration::from_secs(30)).await.map(drop);
+        return run::dial(host, port, Duration::from_secs(30))
+            .await
+            .map(drop);
     }
     Err("Cannot run handler: invalid handler".to_owned())
 }

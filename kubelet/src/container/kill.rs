@@ -24,13 +24,17 @@ pub fn grace_period(pod: &Pod, container: &Container, reason: KillReason) -> i64
     if let Some(n) = pod.metadata.deletion_grace_period_seconds {
         return n;
     }
-    let Some(of_pod) = podutil::spec(pod).termination_grace_period_seconds else { return MINIMUM_GRACE };
+    let Some(of_pod) = podutil::spec(pod).termination_grace_period_seconds else {
+        return MINIMUM_GRACE;
+    };
     let probe = match reason {
         KillReason::StartupProbe => container.startup_probe.as_ref(),
         KillReason::LivenessProbe => container.liveness_probe.as_ref(),
         KillReason::FailedPostStartHook | KillReason::Other => None,
     };
-    probe.and_then(|p| p.termination_grace_period_seconds).unwrap_or(of_pod)
+    probe
+        .and_then(|p| p.termination_grace_period_seconds)
+        .unwrap_or(of_pod)
 }
 
 /// The order in which the containers of a pod with sidecars end: sidecars after all regular ones, the last first.
@@ -50,17 +54,29 @@ impl Ordering {
                 .filter(|c| podutil::is_sidecar(c) && runs(&c.name))
                 .map(|c| c.name.clone())
                 .collect(),
-            regular: podutil::containers(pod).iter().filter(|c| runs(&c.name)).map(|c| c.name.clone()).collect(),
+            regular: podutil::containers(pod)
+                .iter()
+                .filter(|c| runs(&c.name))
+                .map(|c| c.name.clone())
+                .collect(),
             ended: watch::Sender::new(HashSet::new()),
         }
     }
 
     async fn wait_for_turn(&self, name: &str) {
-        let Some(at) = self.sidecars.iter().position(|s| s == name) else { return };
-        let before: Vec<&String> = self.regular.iter().chain(&self.sidecars[at + 1..]).collect();
+        let Some(at) = self.sidecars.iter().position(|s| s == name) else {
+            return;
+        };
+        let before: Vec<&String> = self
+            .regular
+            .iter()
+            .chain(&self.sidecars[at + 1..])
+            .collect();
         let mut ended = self.ended.subscribe();
         // The sender lives as long as `self`.
-        let _ = ended.wait_for(|e| before.iter().all(|b| e.contains(*b))).await;
+        let _ = ended
+            .wait_for(|e| before.iter().all(|b| e.contains(*b)))
+            .await;
     }
 
     fn note_end(&self, name: &str) {
@@ -80,11 +96,21 @@ struct Target<'a> {
     pre_stop: Option<LifecycleHandler>,
 }
 
-async fn end(shared: &Shared, t: Target<'_>, message: &str, order: Option<&Ordering>) -> Result<(), CriError> {
+async fn end(
+    shared: &Shared,
+    t: Target<'_>,
+    message: &str,
+    order: Option<&Ordering>,
+) -> Result<(), CriError> {
     if let Some(pod) = t.pod {
-        let message =
-            if message.is_empty() { format!("Stopping container {}", t.seen.name) } else { message.to_owned() };
-        shared.recorder.container(pod, &t.seen.name, Severity::Normal, "Killing", message);
+        let message = if message.is_empty() {
+            format!("Stopping container {}", t.seen.name)
+        } else {
+            message.to_owned()
+        };
+        shared
+            .recorder
+            .container(pod, &t.seen.name, Severity::Normal, "Killing", message);
     }
     let began = tokio::time::Instant::now();
     let left = |grace: i64| {
@@ -97,17 +123,32 @@ async fn end(shared: &Shared, t: Target<'_>, message: &str, order: Option<&Order
             ..Container::default()
         });
         let pod = t.pod.unwrap_or(&empty);
-        let work = hooks::run(&*shared.runtime, pod, &container, &t.seen.id, t.pod_ip, hook);
+        let work = hooks::run(
+            &*shared.runtime,
+            pod,
+            &container,
+            &t.seen.id,
+            t.pod_ip,
+            hook,
+        );
         match tokio::time::timeout(left(t.grace), work).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
                 warn!(container = %t.seen.name, %error, "a preStop hook failed");
                 // The message stays out of the event: a hook's output may hold secrets.
                 if let Some(pod) = t.pod {
-                    shared.recorder.container(pod, &t.seen.name, Severity::Warning, "FailedPreStopHook", "PreStopHook failed");
+                    shared.recorder.container(
+                        pod,
+                        &t.seen.name,
+                        Severity::Warning,
+                        "FailedPreStopHook",
+                        "PreStopHook failed",
+                    );
                 }
             }
-            Err(_) => info!(container = %t.seen.name, "a preStop hook did not end within the grace period"),
+            Err(_) => {
+                info!(container = %t.seen.name, "a preStop hook did not end within the grace period")
+            }
         }
     }
     if let (Some(order), true) = (order, t.grace > 0) {
@@ -126,7 +167,13 @@ async fn end(shared: &Shared, t: Target<'_>, message: &str, order: Option<&Order
     result
 }
 
-fn target<'a>(pod: &'a Pod, seen: &'a Seen, pod_ip: &'a str, reason: KillReason, grace: Option<i64>) -> Target<'a> {
+fn target<'a>(
+    pod: &'a Pod,
+    seen: &'a Seen,
+    pod_ip: &'a str,
+    reason: KillReason,
+    grace: Option<i64>,
+) -> Target<'a> {
     match podutil::find_container(pod, &seen.name) {
         Some(c) => Target {
             grace: grace.unwrap_or_else(|| grace_period(pod, &c, reason)),
@@ -159,15 +206,32 @@ pub async fn container(
     message: &str,
     reason: KillReason,
 ) -> Result<(), CriError> {
-    end(shared, target(pod, seen, pod_ip, reason, None), message, None).await
+    end(
+        shared,
+        target(pod, seen, pod_ip, reason, None),
+        message,
+        None,
+    )
+    .await
 }
 
 /// Ends all containers of a pod, together but for the order that sidecars need, and then its sandboxes. `grace`
 /// overrides the pod's own. Without a pod, what the containers' annotations remember is used.
-pub async fn all(shared: &Shared, pod: Option<&Pod>, observed: &Observed, grace: Option<i64>) -> Result<(), CriError> {
+pub async fn all(
+    shared: &Shared,
+    pod: Option<&Pod>,
+    observed: &Observed,
+    grace: Option<i64>,
+) -> Result<(), CriError> {
     let running: Vec<&Seen> = observed.running().collect();
-    let pod_ip = observed.ips().first().map(String::as_str).unwrap_or_default();
-    let order = pod.filter(|p| podutil::has_sidecar(p)).map(|p| Ordering::new(p, &running));
+    let pod_ip = observed
+        .ips()
+        .first()
+        .map(String::as_str)
+        .unwrap_or_default();
+    let order = pod
+        .filter(|p| podutil::has_sidecar(p))
+        .map(|p| Ordering::new(p, &running));
     let ends = running.iter().map(|seen| {
         let t = match pod {
             Some(pod) => target(pod, seen, pod_ip, KillReason::Other, grace),
@@ -185,7 +249,11 @@ pub async fn all(shared: &Shared, pod: Option<&Pod>, observed: &Observed, grace:
         };
         end(shared, t, "", order.as_ref())
     });
-    let mut failed = join_all(ends).await.into_iter().filter_map(Result::err).collect::<Vec<_>>();
+    let mut failed = join_all(ends)
+        .await
+        .into_iter()
+        .filter_map(Result::err)
+        .collect::<Vec<_>>();
     for s in &observed.sandboxes {
         match shared.runtime.stop_pod_sandbox(&s.id).await {
             Ok(()) => {}

@@ -58,22 +58,41 @@ fn identity(pod: &Pod) -> BTreeMap<String, String> {
 }
 
 /// The annotations of a container: what is needed to stop and judge it without its pod.
-pub fn container_annotations(pod: &Pod, container: &Container, restart_count: u32) -> BTreeMap<String, String> {
+pub fn container_annotations(
+    pod: &Pod,
+    container: &Container,
+    restart_count: u32,
+) -> BTreeMap<String, String> {
     let mut a = BTreeMap::new();
     let mut set = |k: &str, v: String| {
         a.insert(k.to_owned(), v);
     };
     set(HASH, podutil::container_hash(container));
     set(RESTART_COUNT, restart_count.to_string());
-    set(MESSAGE_PATH, container.termination_message_path.clone().unwrap_or_default());
-    set(MESSAGE_POLICY, container.termination_message_policy.clone().unwrap_or_default());
+    set(
+        MESSAGE_PATH,
+        container
+            .termination_message_path
+            .clone()
+            .unwrap_or_default(),
+    );
+    set(
+        MESSAGE_POLICY,
+        container
+            .termination_message_policy
+            .clone()
+            .unwrap_or_default(),
+    );
     if let Some(grace) = pod.metadata.deletion_grace_period_seconds {
         set(DELETION_GRACE, grace.to_string());
     }
     if let Some(grace) = podutil::spec(pod).termination_grace_period_seconds {
         set(TERMINATION_GRACE, grace.to_string());
     }
-    if let Some(hook) = container.lifecycle.as_ref().and_then(|l| l.pre_stop.as_ref())
+    if let Some(hook) = container
+        .lifecycle
+        .as_ref()
+        .and_then(|l| l.pre_stop.as_ref())
         && let Ok(text) = serde_json::to_string(hook)
     {
         set(PRE_STOP, text);
@@ -100,6 +119,8 @@ pub fn remembered(annotations: &BTreeMap<String, String>) -> Remembered {
     let number = |k: &str| annotations.get(k).and_then(|v| v.parse::<i64>().ok());
     Remembered {
         grace: number(DELETION_GRACE).or_else(|| number(TERMINATION_GRACE)),
-        pre_stop: annotations.get(PRE_STOP).and_then(|v| serde_json::from_str(v).ok()),
+        pre_stop: annotations
+            .get(PRE_STOP)
+            .and_then(|v| serde_json::from_str(v).ok()),
     }
 }

@@ -22,7 +22,13 @@ const MASKED: [&str; 11] = [
 /// One more hidden path that upstream has since v1.33.
 const MASKED_POWERCAP: &str = "/sys/devices/virtual/powercap";
 /// Paths that are read-only, unless `procMount: Unmasked`.
-const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+const READ_ONLY: [&str; 5] = [
+    "/proc/bus",
+    "/proc/fs",
+    "/proc/irq",
+    "/proc/sys",
+    "/proc/sysrq-trigger",
+];
 
 /// The user that an image runs as by itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,7 +42,13 @@ pub struct ImageUser {
 /// The namespaces of a pod's containers.
 pub fn namespaces(pod: &Pod) -> cri::NamespaceOption {
     let spec = podutil::spec(pod);
-    let mode = |host: Option<bool>, own: cri::NamespaceMode| if host == Some(true) { cri::NamespaceMode::Node } else { own };
+    let mode = |host: Option<bool>, own: cri::NamespaceMode| {
+        if host == Some(true) {
+            cri::NamespaceMode::Node
+        } else {
+            own
+        }
+    };
     let pid = if spec.share_process_namespace == Some(true) {
         cri::NamespaceMode::Pod
     } else {
@@ -53,13 +65,21 @@ pub fn namespaces(pod: &Pod) -> cri::NamespaceOption {
 
 /// The groups that a pod's containers belong to besides their own.
 pub fn supplemental_groups(pod: &Pod) -> Vec<i64> {
-    let Some(sc) = &podutil::spec(pod).security_context else { return Vec::new() };
-    sc.fs_group.into_iter().chain(sc.supplemental_groups.iter().flatten().copied()).collect()
+    let Some(sc) = &podutil::spec(pod).security_context else {
+        return Vec::new();
+    };
+    sc.fs_group
+        .into_iter()
+        .chain(sc.supplemental_groups.iter().flatten().copied())
+        .collect()
 }
 
 /// `supplementalGroupsPolicy` as the CRI has it.
 pub fn groups_policy(pod: &Pod) -> Result<i32, String> {
-    let policy = podutil::spec(pod).security_context.as_ref().and_then(|s| s.supplemental_groups_policy.as_deref());
+    let policy = podutil::spec(pod)
+        .security_context
+        .as_ref()
+        .and_then(|s| s.supplemental_groups_policy.as_deref());
     match policy {
         None | Some("Merge") => Ok(cri::SupplementalGroupsPolicy::Merge as i32),
         Some("Strict") => Ok(cri::SupplementalGroupsPolicy::Strict as i32),
@@ -68,8 +88,15 @@ pub fn groups_policy(pod: &Pod) -> Result<i32, String> {
 }
 
 /// A seccomp profile as the CRI has it. `None` is the default: unconfined, or the runtime's where so configured.
-fn seccomp(profile: Option<&SeccompProfile>, default_runtime: bool, root: &std::path::Path) -> Result<cri::SecurityProfile, String> {
-    let of = |t: cri::ProfileType| cri::SecurityProfile { profile_type: t as i32, localhost_ref: String::new() };
+fn seccomp(
+    profile: Option<&SeccompProfile>,
+    default_runtime: bool,
+    root: &std::path::Path,
+) -> Result<cri::SecurityProfile, String> {
+    let of = |t: cri::ProfileType| cri::SecurityProfile {
+        profile_type: t as i32,
+        localhost_ref: String::new(),
+    };
     Ok(match profile.map(|p| p.type_.as_str()) {
         None if default_runtime => of(cri::ProfileType::RuntimeDefault),
         None | Some("Unconfined") => of(cri::ProfileType::Unconfined),
@@ -78,10 +105,16 @@ fn seccomp(profile: Option<&SeccompProfile>, default_runtime: bool, root: &std::
             let file = profile
                 .and_then(|p| p.localhost_profile.as_deref())
                 .filter(|p| !p.is_empty())
-                .ok_or_else(|| "localhostProfile must be set if seccompProfile type is Localhost.".to_owned())?;
+                .ok_or_else(|| {
+                    "localhostProfile must be set if seccompProfile type is Localhost.".to_owned()
+                })?;
             cri::SecurityProfile {
                 profile_type: cri::ProfileType::Localhost as i32,
-                localhost_ref: root.join("seccomp").join(file).to_string_lossy().into_owned(),
+                localhost_ref: root
+                    .join("seccomp")
+                    .join(file)
+                    .to_string_lossy()
+                    .into_owned(),
             }
         }
         Some(other) => return Err(format!("unsupported seccomp profile type {other:?}")),
@@ -90,21 +123,32 @@ fn seccomp(profile: Option<&SeccompProfile>, default_runtime: bool, root: &std::
 
 /// Refuses a container that must not run as root but would (upstream `verifyRunAsNonRoot`).
 pub fn verify_non_root(pod: &Pod, c: &Container, image: &ImageUser) -> Result<(), String> {
-    let (own, of_pod) = (c.security_context.as_ref(), podutil::spec(pod).security_context.as_ref());
-    let non_root = own.and_then(|s| s.run_as_non_root).or_else(|| of_pod.and_then(|s| s.run_as_non_root));
+    let (own, of_pod) = (
+        c.security_context.as_ref(),
+        podutil::spec(pod).security_context.as_ref(),
+    );
+    let non_root = own
+        .and_then(|s| s.run_as_non_root)
+        .or_else(|| of_pod.and_then(|s| s.run_as_non_root));
     if non_root != Some(true) {
         return Ok(());
     }
-    let user = own.and_then(|s| s.run_as_user).or_else(|| of_pod.and_then(|s| s.run_as_user));
+    let user = own
+        .and_then(|s| s.run_as_user)
+        .or_else(|| of_pod.and_then(|s| s.run_as_user));
     let whose = format!("(pod: {:?}, container: {})", podutil::describe(pod), c.name);
     match (user, image.uid) {
-        (Some(0), _) => Err(format!("container's runAsUser breaks non-root policy {whose}")),
+        (Some(0), _) => Err(format!(
+            "container's runAsUser breaks non-root policy {whose}"
+        )),
         (Some(_), _) => Ok(()),
         (None, None) if !image.name.is_empty() => Err(format!(
             "container has runAsNonRoot and image has non-numeric user ({}), cannot verify user is non-root {whose}",
             image.name
         )),
-        (None, Some(0)) => Err(format!("container has runAsNonRoot and image will run as root {whose}")),
+        (None, Some(0)) => Err(format!(
+            "container has runAsNonRoot and image will run as root {whose}"
+        )),
         (None, _) => Ok(()),
     }
 }
@@ -117,13 +161,18 @@ pub fn context(
     seccomp_default: bool,
     kubelet_root: &std::path::Path,
 ) -> Result<cri::LinuxContainerSecurityContext, String> {
-    let (own, of_pod) = (c.security_context.as_ref(), podutil::spec(pod).security_context.as_ref());
+    let (own, of_pod) = (
+        c.security_context.as_ref(),
+        podutil::spec(pod).security_context.as_ref(),
+    );
     let privileged = own.and_then(|s| s.privileged).unwrap_or(false);
-    let capabilities = own.and_then(|s| s.capabilities.as_ref()).map(|k| cri::Capability {
-        add_capabilities: k.add.clone().unwrap_or_default(),
-        drop_capabilities: k.drop.clone().unwrap_or_default(),
-        add_ambient_capabilities: Vec::new(),
-    });
+    let capabilities = own
+        .and_then(|s| s.capabilities.as_ref())
+        .map(|k| cri::Capability {
+            add_capabilities: k.add.clone().unwrap_or_default(),
+            drop_capabilities: k.drop.clone().unwrap_or_default(),
+            add_ambient_capabilities: Vec::new(),
+        });
     let selinux = own
         .and_then(|s| s.se_linux_options.as_ref())
         .or_else(|| of_pod.and_then(|s| s.se_linux_options.as_ref()))
@@ -133,13 +182,20 @@ pub fn context(
             r#type: o.type_.clone().unwrap_or_default(),
             level: o.level.clone().unwrap_or_default(),
         });
-    let user = own.and_then(|s| s.run_as_user).or_else(|| of_pod.and_then(|s| s.run_as_user));
-    let group = own.and_then(|s| s.run_as_group).or_else(|| of_pod.and_then(|s| s.run_as_group));
+    let user = own
+        .and_then(|s| s.run_as_user)
+        .or_else(|| of_pod.and_then(|s| s.run_as_user));
+    let group = own
+        .and_then(|s| s.run_as_group)
+        .or_else(|| of_pod.and_then(|s| s.run_as_group));
     let profile = own
         .and_then(|s| s.seccomp_profile.as_ref())
         .or_else(|| of_pod.and_then(|s| s.seccomp_profile.as_ref()));
     let seccomp = if privileged {
-        cri::SecurityProfile { profile_type: cri::ProfileType::Unconfined as i32, localhost_ref: String::new() }
+        cri::SecurityProfile {
+            profile_type: cri::ProfileType::Unconfined as i32,
+            localhost_ref: String::new(),
+        }
     } else {
         seccomp(profile, seccomp_default, kubelet_root)?
     };
@@ -147,33 +203,59 @@ pub fn context(
         .and_then(|s| s.app_armor_profile.as_ref())
         .or_else(|| of_pod.and_then(|s| s.app_armor_profile.as_ref()))
         .filter(|_| !privileged);
-    let (apparmor, apparmor_legacy) = match apparmor.map(|p| (p.type_.as_str(), p.localhost_profile.as_deref())) {
-        None => (None, String::new()),
-        Some((kind, file)) => {
-            let (t, legacy) = match kind {
-                "RuntimeDefault" => (cri::ProfileType::RuntimeDefault, "runtime/default".to_owned()),
-                "Localhost" => {
-                    (cri::ProfileType::Localhost, format!("localhost/{}", file.unwrap_or_default()))
-                }
-                _ => (cri::ProfileType::Unconfined, "unconfined".to_owned()),
-            };
-            let localhost_ref =
-                if t == cri::ProfileType::Localhost { file.unwrap_or_default().to_owned() } else { String::new() };
-            (Some(cri::SecurityProfile { profile_type: t as i32, localhost_ref }), legacy)
-        }
-    };
+    let (apparmor, apparmor_legacy) =
+        match apparmor.map(|p| (p.type_.as_str(), p.localhost_profile.as_deref())) {
+            None => (None, String::new()),
+            Some((kind, file)) => {
+                let (t, legacy) = match kind {
+                    "RuntimeDefault" => (
+                        cri::ProfileType::RuntimeDefault,
+                        "runtime/default".to_owned(),
+                    ),
+                    "Localhost" => (
+                        cri::ProfileType::Localhost,
+                        format!("localhost/{}", file.unwrap_or_default()),
+                    ),
+                    _ => (cri::ProfileType::Unconfined, "unconfined".to_owned()),
+                };
+                let localhost_ref = if t == cri::ProfileType::Localhost {
+                    file.unwrap_or_default().to_owned()
+                } else {
+                    String::new()
+                };
+                (
+                    Some(cri::SecurityProfile {
+                        profile_type: t as i32,
+                        localhost_ref,
+                    }),
+                    legacy,
+                )
+            }
+        };
     let unmasked = own.and_then(|s| s.proc_mount.as_deref()) == Some("Unmasked");
     let masked = MASKED.iter().copied().chain([MASKED_POWERCAP]);
-    let list = |on: bool, paths: Vec<&str>| if on { paths.into_iter().map(str::to_owned).collect() } else { Vec::new() };
+    let list = |on: bool, paths: Vec<&str>| {
+        if on {
+            paths.into_iter().map(str::to_owned).collect()
+        } else {
+            Vec::new()
+        }
+    };
     Ok(cri::LinuxContainerSecurityContext {
         capabilities,
         privileged,
         namespace_options: Some(namespaces(pod)),
         selinux_options: selinux,
         run_as_user: user.or(image.uid).map(|value| cri::Int64Value { value }),
-        run_as_username: if user.is_none() && image.uid.is_none() { image.name.clone() } else { String::new() },
+        run_as_username: if user.is_none() && image.uid.is_none() {
+            image.name.clone()
+        } else {
+            String::new()
+        },
         run_as_group: group.map(|value| cri::Int64Value { value }),
-        readonly_rootfs: own.and_then(|s| s.read_only_root_filesystem).unwrap_or(false),
+        readonly_rootfs: own
+            .and_then(|s| s.read_only_root_filesystem)
+            .unwrap_or(false),
         supplemental_groups: supplemental_groups(pod),
         supplemental_groups_policy: groups_policy(pod)?,
         no_new_privs: own.and_then(|s| s.allow_privilege_escalation) == Some(false),
@@ -188,9 +270,16 @@ pub fn context(
 
 /// Whether any container of the pod is privileged.
 pub fn has_privileged(pod: &Pod) -> bool {
-    let p = |sc: &Option<k8s_openapi::api::core::v1::SecurityContext>| sc.as_ref().and_then(|s| s.privileged) == Some(true);
-    podutil::containers(pod).iter().chain(podutil::init_containers(pod)).any(|c| p(&c.security_context))
-        || podutil::ephemeral_containers(pod).iter().any(|c| p(&c.security_context))
+    let p = |sc: &Option<k8s_openapi::api::core::v1::SecurityContext>| {
+        sc.as_ref().and_then(|s| s.privileged) == Some(true)
+    };
+    podutil::containers(pod)
+        .iter()
+        .chain(podutil::init_containers(pod))
+        .any(|c| p(&c.security_context))
+        || podutil::ephemeral_containers(pod)
+            .iter()
+            .any(|c| p(&c.security_context))
 }
 
 /// Refuses sysctls that are neither safe nor allowed; messages as upstream's sysctl admission.
@@ -221,10 +310,16 @@ pub fn forbidden_sysctl(pod: &Pod, allowed: &[String]) -> Option<String> {
             return Some(format!("forbidden sysctl: {:?} not allowlisted", s.name));
         }
         if podutil::is_host_network(pod) && name.starts_with("net.") {
-            return Some(format!("forbidden sysctl: {:?} not allowed with host net enabled", s.name));
+            return Some(format!(
+                "forbidden sysctl: {:?} not allowed with host net enabled",
+                s.name
+            ));
         }
         if podutil::spec(pod).host_ipc == Some(true) && name.starts_with("kernel.") {
-            return Some(format!("forbidden sysctl: {:?} not allowed with host ipc enabled", s.name));
+            return Some(format!(
+                "forbidden sysctl: {:?} not allowed with host ipc enabled",
+                s.name
+            ));
         }
     }
     None

@@ -42,13 +42,29 @@ impl Context<'_> {
     pub async fn start(&self, c: &Container, target: Option<&str>) -> Result<(), Failure> {
         let (shared, pod) = (self.shared, self.pod);
         let failed = |reason: &'static str, message: String| {
-            shared.recorder.container(pod, &c.name, Severity::Warning, "Failed", format!("Error: {message}"));
+            shared.recorder.container(
+                pod,
+                &c.name,
+                Severity::Warning,
+                "Failed",
+                format!("Error: {message}"),
+            );
             Failure::new(reason, message)
         };
-        let image_ref = match shared.images.ensure(pod, c, self.secrets, self.sandbox).await {
+        let image_ref = match shared
+            .images
+            .ensure(pod, c, self.secrets, self.sandbox)
+            .await
+        {
             Ok(r) => r,
             Err(f) => {
-                shared.recorder.container(pod, &c.name, Severity::Warning, "Failed", format!("Error: {}", f.reason));
+                shared.recorder.container(
+                    pod,
+                    &c.name,
+                    Severity::Warning,
+                    "Failed",
+                    format!("Error: {}", f.reason),
+                );
                 return Err(f);
             }
         };
@@ -58,12 +74,23 @@ impl Context<'_> {
             None => None,
             Some(name) => match self.observed.latest(name) {
                 Some(s) if s.state == RunState::Running => Some(s.id.clone()),
-                Some(s) => return Err(config_error(format!("unable to find target container {} running: state {:?}", name, s.state))),
-                None => return Err(config_error(format!("unable to find target container {name}"))),
+                Some(s) => {
+                    return Err(config_error(format!(
+                        "unable to find target container {} running: state {:?}",
+                        name, s.state
+                    )));
+                }
+                None => {
+                    return Err(config_error(format!(
+                        "unable to find target container {name}"
+                    )));
+                }
             },
         };
         let node = shared.node.read().clone();
-        let env = env::environment(&shared.objects, &node, pod, c, self.pod_ips).await.map_err(config_error)?;
+        let env = env::environment(&shared.objects, &node, pod, c, self.pod_ips)
+            .await
+            .map_err(config_error)?;
         let run_id: String = shared.clock.uuid().chars().take(8).collect();
         let pod_dir = shared.config.pod_dir(podutil::uid(pod));
         let mounts = container_mounts::make(
@@ -80,11 +107,22 @@ impl Context<'_> {
         )
         .map_err(config_error)?;
         let image_user = shared.images.user(&image_ref).await.map_err(config_error)?;
-        let parts = Parts { restart_count, image_ref, image_user, env, mounts, target };
+        let parts = Parts {
+            restart_count,
+            image_ref,
+            image_user,
+            env,
+            mounts,
+            target,
+        };
         let config = config::container(&shared.settings, pod, c, parts).map_err(config_error)?;
         let log_dir = Path::new(&self.sandbox.log_directory).join(&c.name);
-        std::fs::create_dir_all(&log_dir)
-            .map_err(|e| config_error(format!("create container log directory for container {} failed: {e}", c.name)))?;
+        std::fs::create_dir_all(&log_dir).map_err(|e| {
+            config_error(format!(
+                "create container log directory for container {} failed: {e}",
+                c.name
+            ))
+        })?;
         let log_path = Path::new(&self.sandbox.log_directory).join(&config.log_path);
 
         let id = shared
@@ -92,9 +130,25 @@ impl Context<'_> {
             .create_container(self.sandbox_id, config, self.sandbox.clone())
             .await
             .map_err(|e| failed("CreateContainerError", e.message))?;
-        shared.recorder.container(pod, &c.name, Severity::Normal, "Created", "Container created");
-        shared.runtime.start_container(&id).await.map_err(|e| failed("RunContainerError", e.message))?;
-        shared.recorder.container(pod, &c.name, Severity::Normal, "Started", "Container started");
+        shared.recorder.container(
+            pod,
+            &c.name,
+            Severity::Normal,
+            "Created",
+            "Container created",
+        );
+        shared
+            .runtime
+            .start_container(&id)
+            .await
+            .map_err(|e| failed("RunContainerError", e.message))?;
+        shared.recorder.container(
+            pod,
+            &c.name,
+            Severity::Normal,
+            "Started",
+            "Container started",
+        );
         info!(pod = %podutil::describe(pod), container = %c.name, id = %id, restart_count, "started a container");
         self.link_log(c, &id, &log_path);
 
@@ -110,9 +164,15 @@ impl Context<'_> {
                     "PostStartHook failed",
                 );
                 let seen = just_started(c, &id, self.sandbox_id);
-                if let Err(error) =
-                    kill::container(shared, pod, &seen, pod_ip, "FailedPostStartHook", KillReason::FailedPostStartHook)
-                        .await
+                if let Err(error) = kill::container(
+                    shared,
+                    pod,
+                    &seen,
+                    pod_ip,
+                    "FailedPostStartHook",
+                    KillReason::FailedPostStartHook,
+                )
+                .await
                 {
                     warn!(container = %c.name, %error, "could not end a container whose hook failed");
                 }
@@ -125,10 +185,14 @@ impl Context<'_> {
     /// One more than the last run. A runtime that has forgotten the runs (after a reboot) leaves their logs.
     fn restart_count(&self, c: &Container) -> u32 {
         if let Some(s) = self.observed.latest(&c.name) {
-            return u32::try_from(s.restart_count).unwrap_or(0).saturating_add(1);
+            return u32::try_from(s.restart_count)
+                .unwrap_or(0)
+                .saturating_add(1);
         }
         let dir = Path::new(&self.sandbox.log_directory).join(&c.name);
-        let Ok(entries) = std::fs::read_dir(dir) else { return 0 };
+        let Ok(entries) = std::fs::read_dir(dir) else {
+            return 0;
+        };
         entries
             .filter_map(|e| e.ok()?.file_name().into_string().ok())
             .filter_map(|n| n.split_once(".log")?.0.parse::<u32>().ok())
@@ -139,12 +203,18 @@ impl Context<'_> {
 
     /// The legacy link to the log, for log collectors.
     fn link_log(&self, c: &Container, id: &str, log_path: &Path) {
-        let Some(dir) = &self.shared.config.container_logs_dir else { return };
+        let Some(dir) = &self.shared.config.container_logs_dir else {
+            return;
+        };
         if !log_path.exists() {
             return;
         }
-        let name =
-            format!("{}_{}_{}-{id}.log", podutil::name(self.pod), podutil::namespace(self.pod), c.name);
+        let name = format!(
+            "{}_{}_{}-{id}.log",
+            podutil::name(self.pod),
+            podutil::namespace(self.pod),
+            c.name
+        );
         let result = std::fs::create_dir_all(dir)
             .and_then(|()| std::os::unix::fs::symlink(log_path, dir.join(name)));
         if let Err(error) = result

@@ -381,8 +381,7 @@ pub struct FilesystemUsage {
 }
 
 #[derive(Clone, PartialEq, Message)]
-pub struct GetEventsRequest {
-}
+pub struct GetEventsRequest {}
 
 #[derive(Clone, PartialEq, Message)]
 pub struct HugepageLimit {
@@ -429,8 +428,7 @@ pub struct ImageFilter {
 }
 
 #[derive(Clone, PartialEq, Message)]
-pub struct ImageFsInfoRequest {
-}
+pub struct ImageFsInfoRequest {}
 
 #[derive(Clone, PartialEq, Message)]
 pub struct ImageFsInfoResponse {
@@ -1021,8 +1019,7 @@ pub struct RemoveContainerRequest {
 }
 
 #[derive(Clone, PartialEq, Message)]
-pub struct RemoveContainerResponse {
-}
+pub struct RemoveContainerResponse {}
 
 #[derive(Clone, PartialEq, Message)]
 pub struct RemoveImageRequest {
@@ -1031,8 +1028,7 @@ pub struct RemoveImageRequest {
 }
 
 #[derive(Clone, PartialEq, Message)]
-pub struct RemoveImageResponse {
-}
+pub struct RemoveImageResponse {}
 
 #[derive(Clone, PartialEq, Message)]
 pub struct RemovePodSandboxRequest {
@@ -1041,8 +1037,7 @@ pub struct RemovePodSandboxRequest {
 }
 
 #[derive(Clone, PartialEq, Message)]
-pub struct RemovePodSandboxResponse {
-}
+pub struct RemovePodSandboxResponse {}
 
 #[derive(Clone, PartialEq, Message)]
 pub struct ReopenContainerLogRequest {
@@ -1051,8 +1046,7 @@ pub struct ReopenContainerLogRequest {
 }
 
 #[derive(Clone, PartialEq, Message)]
-pub struct ReopenContainerLogResponse {
-}
+pub struct ReopenContainerLogResponse {}
 
 #[derive(Clone, PartialEq, Message)]
 pub struct RunPodSandboxRequest {
@@ -1087,8 +1081,7 @@ pub struct RuntimeConfig {
 }
 
 #[derive(Clone, PartialEq, Message)]
-pub struct RuntimeConfigRequest {
-}
+pub struct RuntimeConfigRequest {}
 
 #[derive(Clone, PartialEq, Message)]
 pub struct RuntimeConfigResponse {
@@ -1153,8 +1146,7 @@ pub struct StartContainerRequest {
 }
 
 #[derive(Clone, PartialEq, Message)]
-pub struct StartContainerResponse {
-}
+pub struct StartContainerResponse {}
 
 #[derive(Clone, PartialEq, Message)]
 pub struct StatusRequest {
@@ -1183,8 +1175,7 @@ pub struct StopContainerRequest {
 }
 
 #[derive(Clone, PartialEq, Message)]
-pub struct StopContainerResponse {
-}
+pub struct StopContainerResponse {}
 
 #[derive(Clone, PartialEq, Message)]
 pub struct StopPodSandboxRequest {
@@ -1193,8 +1184,7 @@ pub struct StopPodSandboxRequest {
 }
 
 #[derive(Clone, PartialEq, Message)]
-pub struct StopPodSandboxResponse {
-}
+pub struct StopPodSandboxResponse {}
 
 #[derive(Clone, PartialEq, Message)]
 pub struct SwapUsage {
@@ -1223,8 +1213,7 @@ pub struct UpdateContainerResourcesRequest {
 }
 
 #[derive(Clone, PartialEq, Message)]
-pub struct UpdateContainerResourcesResponse {
-}
+pub struct UpdateContainerResourcesResponse {}
 
 #[derive(Clone, PartialEq, Message)]
 pub struct UpdateRuntimeConfigRequest {
@@ -1233,8 +1222,7 @@ pub struct UpdateRuntimeConfigRequest {
 }
 
 #[derive(Clone, PartialEq, Message)]
-pub struct UpdateRuntimeConfigResponse {
-}
+pub struct UpdateRuntimeConfigResponse {}
 
 #[derive(Clone, PartialEq, Message)]
 pub struct UserNamespace {

@@ -40,7 +40,12 @@ impl Keyring {
     pub fn new<'a>(secrets: impl IntoIterator<Item = &'a Secret>) -> Self {
         let mut entries = Vec::new();
         for s in secrets {
-            let data = |key: &str| s.data.as_ref().and_then(|d| d.get(key)).map(|v| v.0.as_slice());
+            let data = |key: &str| {
+                s.data
+                    .as_ref()
+                    .and_then(|d| d.get(key))
+                    .map(|v| v.0.as_slice())
+            };
             let auths = if let Some(text) = data(".dockerconfigjson") {
                 serde_json::from_slice::<DockerConfigJson>(text).map(|c| c.auths)
             } else if let Some(text) = data(".dockercfg") {
@@ -49,7 +54,11 @@ impl Keyring {
                 continue;
             };
             match auths {
-                Ok(auths) => entries.extend(auths.into_iter().filter_map(|(k, e)| Some((normalize(&k), convert(e)?)))),
+                Ok(auths) => entries.extend(
+                    auths
+                        .into_iter()
+                        .filter_map(|(k, e)| Some((normalize(&k), convert(e)?))),
+                ),
                 Err(error) => {
                     tracing::warn!(secret = %s.metadata.name.as_deref().unwrap_or_default(), %error, "a pull secret cannot be read");
                 }
@@ -66,13 +75,22 @@ impl Keyring {
             r => r,
         };
         let target = format!("{registry}/{}", image.path);
-        self.entries.iter().filter(|(k, _)| matches(k, &target)).map(|(_, a)| a.clone()).collect()
+        self.entries
+            .iter()
+            .filter(|(k, _)| matches(k, &target))
+            .map(|(_, a)| a.clone())
+            .collect()
     }
 }
 
 fn normalize(key: &str) -> String {
-    let k = key.trim_start_matches("https://").trim_start_matches("http://");
-    let k = k.trim_end_matches('/').trim_end_matches("/v1").trim_end_matches("/v2");
+    let k = key
+        .trim_start_matches("https://")
+        .trim_start_matches("http://");
+    let k = k
+        .trim_end_matches('/')
+        .trim_end_matches("/v1")
+        .trim_end_matches("/v2");
     match k.strip_prefix("docker.io") {
         Some(rest) if rest.is_empty() || rest.starts_with('/') => format!("index.docker.io{rest}"),
         _ => k.to_owned(),
@@ -117,7 +135,9 @@ fn convert(e: Entry) -> Option<AuthConfig> {
         ..AuthConfig::default()
     };
     if !e.auth.is_empty() {
-        let decoded = base64::engine::general_purpose::STANDARD.decode(e.auth.trim()).ok()?;
+        let decoded = base64::engine::general_purpose::STANDARD
+            .decode(e.auth.trim())
+            .ok()?;
         let text = String::from_utf8(decoded).ok()?;
         let (user, password) = text.split_once(':')?;
         out.username = user.to_owned();
@@ -135,7 +155,13 @@ mod tests {
         let json = r#"{"auths": {"https://index.docker.io/v1/": {"auth": "dTpw"}, "*.example.com": {"username": "wild"},
             "r.example.com/team": {"username": "team"}, "r.example.com:5000": {"username": "port"}}}"#;
         let secret = Secret {
-            data: Some([(".dockerconfigjson".to_owned(), k8s_openapi::ByteString(json.as_bytes().to_vec()))].into()),
+            data: Some(
+                [(
+                    ".dockerconfigjson".to_owned(),
+                    k8s_openapi::ByteString(json.as_bytes().to_vec()),
+                )]
+                .into(),
+            ),
             ..Secret::default()
         };
         let ring = Keyring::new([&secret]);

@@ -37,7 +37,11 @@ pub struct Failure {
 impl Failure {
     /// A failure without a wait of its own.
     pub fn new(reason: &'static str, message: impl Into<String>) -> Self {
-        Failure { reason, message: message.into(), retry: None }
+        Failure {
+            reason,
+            message: message.into(),
+            retry: None,
+        }
     }
 }
 
@@ -54,7 +58,12 @@ pub struct Images {
 
 impl Images {
     /// Images of `runtime`, with at most `parallel` pulls at once.
-    pub fn new(runtime: Arc<dyn Runtime>, recorder: Recorder, clock: Clock, parallel: Option<usize>) -> Self {
+    pub fn new(
+        runtime: Arc<dyn Runtime>,
+        recorder: Recorder,
+        clock: Clock,
+        parallel: Option<usize>,
+    ) -> Self {
         Images {
             runtime,
             recorder,
@@ -81,7 +90,10 @@ impl Images {
         sandbox: &cri::PodSandboxConfig,
     ) -> Result<String, Failure> {
         let requested = c.image.as_deref().unwrap_or_default();
-        let event = |severity, reason, message: String| self.recorder.container(pod, &c.name, severity, reason, message);
+        let event = |severity, reason, message: String| {
+            self.recorder
+                .container(pod, &c.name, severity, reason, message)
+        };
         let image = match reference::with_default_tag(requested) {
             Ok(i) => i,
             Err(e) => {
@@ -95,20 +107,32 @@ impl Images {
             annotations: podutil::map(&pod.metadata.annotations),
             ..Default::default()
         };
-        let default_policy = if image.ends_with(":latest") { "Always" } else { "IfNotPresent" };
-        let policy = c.image_pull_policy.as_deref().filter(|p| !p.is_empty()).unwrap_or(default_policy);
+        let default_policy = if image.ends_with(":latest") {
+            "Always"
+        } else {
+            "IfNotPresent"
+        };
+        let policy = c
+            .image_pull_policy
+            .as_deref()
+            .filter(|p| !p.is_empty())
+            .unwrap_or(default_policy);
         if policy != "Always" {
             match self.runtime.image_status(spec.clone()).await {
                 Ok(Some(found)) => {
                     event(
                         Severity::Normal,
                         "Pulled",
-                        format!("Container image {requested:?} already present on machine and can be accessed by the pod"),
+                        format!(
+                            "Container image {requested:?} already present on machine and can be accessed by the pod"
+                        ),
                     );
                     return Ok(found.id);
                 }
                 Ok(None) if policy == "Never" => {
-                    let message = format!("Container image {requested:?} is not present with pull policy of Never");
+                    let message = format!(
+                        "Container image {requested:?} is not present with pull policy of Never"
+                    );
                     event(Severity::Warning, "ErrImageNeverPull", message.clone());
                     return Err(Failure::new("ErrImageNeverPull", message));
                 }
@@ -132,7 +156,10 @@ impl Images {
         secrets: &[Arc<Secret>],
         sandbox: &cri::PodSandboxConfig,
     ) -> Result<String, Failure> {
-        let event = |severity, reason, message: String| self.recorder.container(pod, &c.name, severity, reason, message);
+        let event = |severity, reason, message: String| {
+            self.recorder
+                .container(pod, &c.name, severity, reason, message)
+        };
         let key = format!("{}_{requested}", podutil::uid(pod));
         if let Some(left) = self.backoff.remaining(&key, self.clock.now()) {
             let mut message = format!("Back-off pulling image {requested:?}");
@@ -140,10 +167,18 @@ impl Images {
             if let Some(previous) = self.previous.lock().get(&key) {
                 message = format!("{message}: {previous}");
             }
-            return Err(Failure { reason: "ImagePullBackOff", message, retry: Some(left) });
+            return Err(Failure {
+                reason: "ImagePullBackOff",
+                message,
+                retry: Some(left),
+            });
         }
         self.previous.lock().remove(&key);
-        event(Severity::Normal, "Pulling", format!("Pulling image {requested:?}"));
+        event(
+            Severity::Normal,
+            "Pulling",
+            format!("Pulling image {requested:?}"),
+        );
         let asked = self.clock.now();
         let _turn = match &self.pulls {
             // The semaphore is never closed.
@@ -157,10 +192,18 @@ impl Images {
         };
         let mut result = Err(None);
         if credentials.is_empty() {
-            result = self.runtime.pull_image(spec.clone(), None, Some(sandbox.clone())).await.map_err(Some);
+            result = self
+                .runtime
+                .pull_image(spec.clone(), None, Some(sandbox.clone()))
+                .await
+                .map_err(Some);
         }
         for auth in credentials {
-            result = self.runtime.pull_image(spec.clone(), Some(auth), Some(sandbox.clone())).await.map_err(Some);
+            result = self
+                .runtime
+                .pull_image(spec.clone(), Some(auth), Some(sandbox.clone()))
+                .await
+                .map_err(Some);
             if result.is_ok() {
                 break;
             }
@@ -189,21 +232,38 @@ impl Images {
                 Ok(image_ref)
             }
             Err(e) => {
-                let detail = e.map_or_else(|| "no credentials worked".to_owned(), |e| e.to_string());
-                event(Severity::Warning, "Failed", format!("Failed to pull image {requested:?}: {detail}"));
+                let detail =
+                    e.map_or_else(|| "no credentials worked".to_owned(), |e| e.to_string());
+                event(
+                    Severity::Warning,
+                    "Failed",
+                    format!("Failed to pull image {requested:?}: {detail}"),
+                );
                 let now = self.clock.now();
                 let wait = self.backoff.next(&key, now, now);
-                self.previous.lock().insert(key, format!("ErrImagePull: {detail}"));
-                Err(Failure { reason: "ErrImagePull", message: detail, retry: Some(wait.min(ERROR_SHOWN)) })
+                self.previous
+                    .lock()
+                    .insert(key, format!("ErrImagePull: {detail}"));
+                Err(Failure {
+                    reason: "ErrImagePull",
+                    message: detail,
+                    retry: Some(wait.min(ERROR_SHOWN)),
+                })
             }
         }
     }
 
     /// The user that the image runs as by itself.
     pub async fn user(&self, image: &str) -> Result<crate::container::security::ImageUser, String> {
-        let spec = cri::ImageSpec { image: image.to_owned(), ..Default::default() };
+        let spec = cri::ImageSpec {
+            image: image.to_owned(),
+            ..Default::default()
+        };
         match self.runtime.image_status(spec).await {
-            Ok(Some(i)) => Ok(crate::container::security::ImageUser { uid: i.uid.map(|u| u.value), name: i.username }),
+            Ok(Some(i)) => Ok(crate::container::security::ImageUser {
+                uid: i.uid.map(|u| u.value),
+                name: i.username,
+            }),
             Ok(None) => Err(format!("image {image:?} not found")),
             Err(e) => Err(e.to_string()),
         }

@@ -51,7 +51,13 @@ pub fn parse(text: &str) -> cri::DNSConfig {
             Some("nameserver") => c.servers.extend(words.next().map(str::to_owned)),
             Some("search") => {
                 c.searches = words
-                    .map(|s| if s == "." { s.to_owned() } else { s.trim_end_matches('.').to_owned() })
+                    .map(|s| {
+                        if s == "." {
+                            s.to_owned()
+                        } else {
+                            s.trim_end_matches('.').to_owned()
+                        }
+                    })
                     .collect();
             }
             Some("options") => c.options.extend(words.map(str::to_owned)),
@@ -65,7 +71,11 @@ pub fn parse(text: &str) -> cri::DNSConfig {
 /// The settings of a pod, given the node's resolver file; an empty path means that the node has none.
 pub fn settings(pod: &Pod, cluster: &Cluster, resolv_conf: &Path) -> Result<Settings, String> {
     let host = if resolv_conf.as_os_str().is_empty() {
-        cri::DNSConfig { servers: vec!["127.0.0.1".to_owned()], searches: vec![".".to_owned()], ..Default::default() }
+        cri::DNSConfig {
+            servers: vec!["127.0.0.1".to_owned()],
+            searches: vec![".".to_owned()],
+            ..Default::default()
+        }
     } else {
         let text = std::fs::read_to_string(resolv_conf)
             .map_err(|e| format!("open {}: {e}", resolv_conf.display()))?;
@@ -152,7 +162,10 @@ fn decide(pod: &Pod, cluster: &Cluster, host: cri::DNSConfig) -> Settings {
             ),
         ));
     }
-    Settings { config: c, warnings }
+    Settings {
+        config: c,
+        warnings,
+    }
 }
 
 #[cfg(test)]
@@ -161,21 +174,41 @@ mod tests {
 
     #[test]
     fn policies() {
-        let cluster = Cluster { servers: vec![IpAddr::from([10, 96, 0, 10])], domain: "cluster.local".into() };
+        let cluster = Cluster {
+            servers: vec![IpAddr::from([10, 96, 0, 10])],
+            domain: "cluster.local".into(),
+        };
         let host = parse("nameserver 8.8.8.8\nsearch corp.example. lan\noptions edns0\n# x\n");
         let check = |spec: &str, want: (&str, &str, &str)| {
-            let pod: Pod =
-                serde_yaml_ng::from_str(&format!("{{metadata: {{name: p, namespace: n}}, spec: {spec}}}")).unwrap();
+            let pod: Pod = serde_yaml_ng::from_str(&format!(
+                "{{metadata: {{name: p, namespace: n}}, spec: {spec}}}"
+            ))
+            .unwrap();
             let c = decide(&pod, &cluster, host.clone()).config;
-            let got = (c.servers.join(" "), c.searches.join(" "), c.options.join(" "));
-            assert_eq!((got.0.as_str(), got.1.as_str(), got.2.as_str()), want, "{spec}");
+            let got = (
+                c.servers.join(" "),
+                c.searches.join(" "),
+                c.options.join(" "),
+            );
+            assert_eq!(
+                (got.0.as_str(), got.1.as_str(), got.2.as_str()),
+                want,
+                "{spec}"
+            );
         };
-        let in_cluster = ("10.96.0.10", "n.svc.cluster.local svc.cluster.local cluster.local corp.example lan", "ndots:5");
+        let in_cluster = (
+            "10.96.0.10",
+            "n.svc.cluster.local svc.cluster.local cluster.local corp.example lan",
+            "ndots:5",
+        );
         let on_host = ("8.8.8.8", "corp.example lan", "edns0");
         check("{containers: []}", in_cluster);
         check("{containers: [], dnsPolicy: Default}", on_host);
         check("{containers: [], hostNetwork: true}", on_host);
-        check("{containers: [], hostNetwork: true, dnsPolicy: ClusterFirstWithHostNet}", in_cluster);
+        check(
+            "{containers: [], hostNetwork: true, dnsPolicy: ClusterFirstWithHostNet}",
+            in_cluster,
+        );
         check(
             "{containers: [], dnsPolicy: None, dnsConfig: {nameservers: [1.1.1.1], searches: [a], options: [{name: ndots, value: '2'}, {name: x}]}}",
             ("1.1.1.1", "a", "ndots:2 x"),

@@ -16,7 +16,11 @@ fn truncate(name: &str) -> Result<String, String> {
         end -= 1;
     }
     let cut = name[..end].trim_end_matches(['-', '.']);
-    if cut.is_empty() { Err(format!("hostname for pod was invalid: {name:?}")) } else { Ok(cut.to_owned()) }
+    if cut.is_empty() {
+        Err(format!("hostname for pod was invalid: {name:?}"))
+    } else {
+        Ok(cut.to_owned())
+    }
 }
 
 /// The pod's hostname and domain; the domain is empty without a subdomain (upstream `GeneratePodHostNameAndDomain`).
@@ -57,7 +61,11 @@ fn alias_entries(aliases: &[HostAlias]) -> String {
     }
     let mut out = String::from("\n# Entries added by HostAliases.\n");
     for a in aliases {
-        out.push_str(&format!("{}\t{}\n", a.ip, a.hostnames.as_deref().unwrap_or_default().join("\t")));
+        out.push_str(&format!(
+            "{}\t{}\n",
+            a.ip,
+            a.hostnames.as_deref().unwrap_or_default().join("\t")
+        ));
     }
     out
 }
@@ -81,7 +89,10 @@ pub fn pod_file(ips: &[String], name: &str, domain: &str, aliases: &[HostAlias])
 
 /// The hosts file of a pod on the node's network, given the node's.
 pub fn host_network_file(node_file: &str, aliases: &[HostAlias]) -> String {
-    format!("# Kubernetes-managed hosts file (host network).\n{node_file}{}", alias_entries(aliases))
+    format!(
+        "# Kubernetes-managed hosts file (host network).\n{node_file}{}",
+        alias_entries(aliases)
+    )
 }
 
 #[cfg(test)]
@@ -95,17 +106,29 @@ mod tests {
             let got = name_and_domain(&pod(t), "cluster.local").unwrap();
             assert_eq!((got.0.as_str(), got.1.as_str()), want, "{t}");
         };
-        check("{metadata: {name: p, namespace: n}, spec: {containers: []}}", ("p", ""));
+        check(
+            "{metadata: {name: p, namespace: n}, spec: {containers: []}}",
+            ("p", ""),
+        );
         check(
             "{metadata: {name: p, namespace: n}, spec: {containers: [], hostname: h, subdomain: s}}",
             ("h", "s.n.svc.cluster.local"),
         );
         let long = "a".repeat(62) + "-bcd";
-        check(&format!("{{metadata: {{name: {long}}}, spec: {{containers: []}}}}"), (&"a".repeat(62), ""));
+        check(
+            &format!("{{metadata: {{name: {long}}}, spec: {{containers: []}}}}"),
+            (&"a".repeat(62), ""),
+        );
         assert_eq!(kernel_name("h", "s.n.svc", true).unwrap(), "h.s.n.svc");
         assert!(kernel_name("h", &"d".repeat(70), true).is_err());
-        let alias = HostAlias { ip: "1.1.1.1".into(), hostnames: Some(vec!["a".into(), "b".into()]) };
+        let alias = HostAlias {
+            ip: "1.1.1.1".into(),
+            hostnames: Some(vec!["a".into(), "b".into()]),
+        };
         let file = pod_file(&["10.0.0.1".into()], "h", "s", &[alias]);
-        assert!(file.ends_with("10.0.0.1\th.s\th\n\n# Entries added by HostAliases.\n1.1.1.1\ta\tb\n"), "{file}");
+        assert!(
+            file.ends_with("10.0.0.1\th.s\th\n\n# Entries added by HostAliases.\n1.1.1.1\ta\tb\n"),
+            "{file}"
+        );
     }
 }

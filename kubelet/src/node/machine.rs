@@ -27,14 +27,23 @@ pub struct Machine {
 }
 
 fn read(path: &str) -> String {
-    fs::read_to_string(path).map(|s| s.trim().to_owned()).unwrap_or_default()
+    fs::read_to_string(path)
+        .map(|s| s.trim().to_owned())
+        .unwrap_or_default()
 }
 
 /// A value of `/proc/meminfo` in bytes.
 pub fn meminfo(key: &str) -> io::Result<i64> {
     let text = fs::read_to_string("/proc/meminfo")?;
     text.lines()
-        .find_map(|l| l.strip_prefix(key)?.strip_prefix(':')?.split_whitespace().next()?.parse::<i64>().ok())
+        .find_map(|l| {
+            l.strip_prefix(key)?
+                .strip_prefix(':')?
+                .split_whitespace()
+                .next()?
+                .parse::<i64>()
+                .ok()
+        })
         .map(|kib| kib * 1024)
         .ok_or_else(|| io::Error::other(format!("/proc/meminfo has no {key}")))
 }
@@ -52,7 +61,11 @@ fn count_list(list: &str) -> i64 {
 /// Reads the machine's facts.
 pub fn machine() -> io::Result<Machine> {
     let online = count_list(&read("/sys/devices/system/cpu/online"));
-    let cores = if online > 0 { online } else { std::thread::available_parallelism()?.get() as i64 };
+    let cores = if online > 0 {
+        online
+    } else {
+        std::thread::available_parallelism()?.get() as i64
+    };
     let os_release = read("/etc/os-release");
     let os_image = os_release
         .lines()

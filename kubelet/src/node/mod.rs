@@ -40,7 +40,12 @@ pub struct Reporter {
 impl Reporter {
     /// A reporter for this machine.
     pub fn new(shared: Arc<Shared>, machine: Machine) -> Arc<Self> {
-        Arc::new(Reporter { shared, machine, runtime: Mutex::new(None), changed: Notify::new() })
+        Arc::new(Reporter {
+            shared,
+            machine,
+            runtime: Mutex::new(None),
+            changed: Notify::new(),
+        })
     }
 
     /// Asks the runtime for its health until `shutdown`; a change is reported at once.
@@ -50,7 +55,8 @@ impl Reporter {
             let well = runtime.is_none() && network.is_none();
             let changed = {
                 let mut h = self.shared.health.write();
-                let changed = h.runtime.is_some() != runtime.is_some() || h.network.is_some() != network.is_some();
+                let changed = h.runtime.is_some() != runtime.is_some()
+                    || h.network.is_some() != network.is_some();
                 h.runtime = runtime;
                 h.network = network;
                 changed
@@ -69,27 +75,37 @@ impl Reporter {
         let response = match self.shared.runtime.status(false).await {
             Ok(r) => r,
             Err(e) => {
-                let message = format!("container runtime status check may not have completed yet: {e}");
+                let message =
+                    format!("container runtime status check may not have completed yet: {e}");
                 return (Some(message.clone()), Some(message));
             }
         };
         let judge = |kind: &str| {
-            let found = response.status.as_ref().and_then(|s| s.conditions.iter().find(|c| c.r#type == kind));
+            let found = response
+                .status
+                .as_ref()
+                .and_then(|s| s.conditions.iter().find(|c| c.r#type == kind));
             match found {
                 Some(c) if c.status => None,
-                Some(c) => Some(format!("{kind}=false reason:{} message:{}", c.reason, c.message)),
+                Some(c) => Some(format!(
+                    "{kind}=false reason:{} message:{}",
+                    c.reason, c.message
+                )),
                 None => Some(format!("{kind} is not reported")),
             }
         };
         let runtime = judge("RuntimeReady").map(|e| format!("container runtime not ready: {e}"));
-        let network = judge("NetworkReady").map(|e| format!("container runtime network not ready: {e}"));
+        let network =
+            judge("NetworkReady").map(|e| format!("container runtime network not ready: {e}"));
         *self.runtime.lock() = Some(response);
         (runtime, network)
     }
 
     /// Registers the node and reports its status until `shutdown`.
     pub async fn report(self: Arc<Self>, shutdown: CancellationToken) {
-        let Some(client) = self.shared.client.clone() else { return };
+        let Some(client) = self.shared.client.clone() else {
+            return;
+        };
         let api: Api<Node> = Api::all(client);
         let mut last: Option<(NodeStatus, tokio::time::Instant)> = None;
         let mut registered = !self.shared.config.file.register_node;
@@ -116,7 +132,12 @@ impl Reporter {
                 }
             }
             let period = if registered {
-                self.shared.config.file.node_status_update_frequency.0.max(Duration::from_secs(1))
+                self.shared
+                    .config
+                    .file
+                    .node_status_update_frequency
+                    .0
+                    .max(Duration::from_secs(1))
             } else {
                 Duration::from_millis(500)
             };
@@ -129,7 +150,13 @@ impl Reporter {
     }
 
     async fn note_cidr(&self, node: Option<Node>, known: &mut String) {
-        let Some(cidr) = node.and_then(|n| n.spec).and_then(|s| s.pod_cidr).filter(|c| c != known) else { return };
+        let Some(cidr) = node
+            .and_then(|n| n.spec)
+            .and_then(|s| s.pod_cidr)
+            .filter(|c| c != known)
+        else {
+            return;
+        };
         match self.shared.runtime.update_runtime_config(&cidr).await {
             Ok(()) => *known = cidr,
             Err(error) => warn!(%error, "could not tell the runtime the pod network"),
@@ -139,7 +166,10 @@ impl Reporter {
     fn labels(&self) -> std::collections::BTreeMap<String, String> {
         let mut labels = self.shared.config.node_labels.clone();
         for (k, v) in [
-            ("kubernetes.io/hostname", self.shared.config.node_name.as_str()),
+            (
+                "kubernetes.io/hostname",
+                self.shared.config.node_name.as_str(),
+            ),
             ("kubernetes.io/os", "linux"),
             ("kubernetes.io/arch", self.machine.arch),
             ("beta.kubernetes.io/os", "linux"),
@@ -173,7 +203,13 @@ impl Reporter {
             Err(kube::Error::Api(e)) if e.code == 409 => {
                 // It is there from an earlier life: only what is the kubelet's is brought up to date.
                 let patch = json!({"metadata": {"labels": self.labels(), "annotations": {MANAGED: "true"}}});
-                api.patch(&config.node_name, &PatchParams::default(), &Patch::Strategic(patch)).await.map(drop)
+                api.patch(
+                    &config.node_name,
+                    &PatchParams::default(),
+                    &Patch::Strategic(patch),
+                )
+                .await
+                .map(drop)
             }
             Err(e) => Err(e),
         }
@@ -200,7 +236,9 @@ impl Reporter {
             errors.extend(h.runtime.clone());
             errors.extend(h.network.clone());
             match h.last_relist {
-                None => errors.push("PLEG is not healthy: pleg has yet to be successful".to_owned()),
+                None => {
+                    errors.push("PLEG is not healthy: pleg has yet to be successful".to_owned())
+                }
                 Some(t) => {
                     let gone = now.duration_since(t).as_secs();
                     if gone > RELIST_THRESHOLD_SECONDS {
@@ -260,8 +298,13 @@ impl Reporter {
         if let Some(list) = value.get_mut("addresses").and_then(|a| a.as_array_mut()) {
             list.insert(0, json!({"$patch": "replace"}));
         }
-        let node =
-            api.patch_status(name, &PatchParams::default(), &Patch::Strategic(json!({"status": value}))).await?;
+        let node = api
+            .patch_status(
+                name,
+                &PatchParams::default(),
+                &Patch::Strategic(json!({"status": value})),
+            )
+            .await?;
         for reason in events {
             self.shared.recorder.node(
                 name,
@@ -276,7 +319,9 @@ impl Reporter {
 
     /// Renews the node's lease until `shutdown`.
     pub async fn lease(self: Arc<Self>, shutdown: CancellationToken) {
-        let Some(client) = self.shared.client.clone() else { return };
+        let Some(client) = self.shared.client.clone() else {
+            return;
+        };
         let leases: Api<Lease> = Api::namespaced(client.clone(), "kube-node-lease");
         let nodes: Api<Node> = Api::all(client);
         let seconds = self.shared.config.file.node_lease_duration_seconds.max(4);
@@ -295,7 +340,12 @@ impl Reporter {
         }
     }
 
-    async fn renew(&self, leases: &Api<Lease>, nodes: &Api<Node>, seconds: u32) -> Result<(), kube::Error> {
+    async fn renew(
+        &self,
+        leases: &Api<Lease>,
+        nodes: &Api<Node>,
+        seconds: u32,
+    ) -> Result<(), kube::Error> {
         let name = &self.shared.config.node_name;
         let spec = LeaseSpec {
             holder_identity: Some(name.clone()),
@@ -304,19 +354,26 @@ impl Reporter {
             ..LeaseSpec::default()
         };
         let patch = json!({"spec": spec});
-        match leases.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await {
+        match leases
+            .patch(name, &PatchParams::default(), &Patch::Merge(patch))
+            .await
+        {
             Ok(_) => return Ok(()),
             Err(kube::Error::Api(e)) if e.code == 404 => {}
             Err(e) => return Err(e),
         }
         // The lease goes with its node.
-        let owner = nodes.get_opt(name).await?.and_then(|n| n.metadata.uid).map(|uid| OwnerReference {
-            api_version: "v1".to_owned(),
-            kind: "Node".to_owned(),
-            name: name.clone(),
-            uid,
-            ..OwnerReference::default()
-        });
+        let owner = nodes
+            .get_opt(name)
+            .await?
+            .and_then(|n| n.metadata.uid)
+            .map(|uid| OwnerReference {
+                api_version: "v1".to_owned(),
+                kind: "Node".to_owned(),
+                name: name.clone(),
+                uid,
+                ..OwnerReference::default()
+            });
         let lease = Lease {
             metadata: ObjectMeta {
                 name: Some(name.clone()),
@@ -326,7 +383,10 @@ impl Reporter {
             },
             spec: Some(spec),
         };
-        leases.create(&PostParams::default(), &lease).await.map(drop)
+        leases
+            .create(&PostParams::default(), &lease)
+            .await
+            .map(drop)
     }
 }
 
@@ -346,6 +406,9 @@ fn same(a: &NodeStatus, b: &NodeStatus) -> bool {
 /// Whether the API's conditions are still ours: the node lifecycle controller may have marked them unknown.
 fn same_conditions(api: &NodeStatus, ours: &NodeStatus) -> bool {
     ours.conditions.iter().flatten().all(|c| {
-        api.conditions.iter().flatten().any(|o| o.type_ == c.type_ && o.status == c.status && o.reason == c.reason)
+        api.conditions
+            .iter()
+            .flatten()
+            .any(|o| o.type_ == c.type_ && o.status == c.status && o.reason == c.reason)
     })
 }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
-    ContainerImage, DaemonEndpoint, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeFeatures, NodeRuntimeHandler,
-    NodeRuntimeHandlerFeatures, NodeStatus, NodeSystemInfo,
+    ContainerImage, DaemonEndpoint, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeFeatures,
+    NodeRuntimeHandler, NodeRuntimeHandlerFeatures, NodeStatus, NodeSystemInfo,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
@@ -61,9 +61,16 @@ pub struct Amounts {
 
 impl Amounts {
     fn list(&self) -> BTreeMap<String, Quantity> {
-        let memory = if self.memory % 1024 == 0 { format!("{}Ki", self.memory / 1024) } else { self.memory.to_string() };
-        let storage =
-            if self.storage % 1024 == 0 { format!("{}Ki", self.storage / 1024) } else { self.storage.to_string() };
+        let memory = if self.memory % 1024 == 0 {
+            format!("{}Ki", self.memory / 1024)
+        } else {
+            self.memory.to_string()
+        };
+        let storage = if self.storage % 1024 == 0 {
+            format!("{}Ki", self.storage / 1024)
+        } else {
+            self.storage.to_string()
+        };
         [
             ("cpu", resources::format_milli(self.cpu)),
             ("memory", memory),
@@ -93,31 +100,50 @@ pub fn threshold(config: &KubeletConfiguration, signal: &str, whole: i64) -> i64
         None => return 0,
     };
     match text.strip_suffix('%') {
-        Some(p) => p.trim().parse::<f64>().map_or(0, |p| (whole as f64 * p / 100.0) as i64),
+        Some(p) => p
+            .trim()
+            .parse::<f64>()
+            .map_or(0, |p| (whole as f64 * p / 100.0) as i64),
         None => resources::value(&Quantity(text.to_owned())),
     }
 }
 
 /// What the node has, and what pods may have of it.
-pub fn amounts(config: &KubeletConfiguration, machine: &Machine, fs: FsUsage) -> (Amounts, Amounts) {
+pub fn amounts(
+    config: &KubeletConfiguration,
+    machine: &Machine,
+    fs: FsUsage,
+) -> (Amounts, Amounts) {
     let mut pods = i64::from(config.max_pods);
     if config.pods_per_core > 0 {
         pods = pods.min(machine.cores * i64::from(config.pods_per_core));
     }
-    let capacity = Amounts { cpu: machine.cores * 1000, memory: machine.memory, storage: fs.capacity, pods };
+    let capacity = Amounts {
+        cpu: machine.cores * 1000,
+        memory: machine.memory,
+        storage: fs.capacity,
+        pods,
+    };
     let reserved = |name: &str| -> i64 {
         [&config.system_reserved, &config.kube_reserved]
             .iter()
             .filter_map(|m| m.get(name))
             .map(|v| {
                 let q = Quantity(v.clone());
-                if name == "cpu" { resources::milli(&q) } else { resources::value(&q) }
+                if name == "cpu" {
+                    resources::milli(&q)
+                } else {
+                    resources::value(&q)
+                }
             })
             .sum()
     };
     let allocatable = Amounts {
         cpu: (capacity.cpu - reserved("cpu")).max(0),
-        memory: (capacity.memory - reserved("memory") - threshold(config, "memory.available", capacity.memory)).max(0),
+        memory: (capacity.memory
+            - reserved("memory")
+            - threshold(config, "memory.available", capacity.memory))
+        .max(0),
         storage: (capacity.storage
             - reserved("ephemeral-storage")
             - threshold(config, "nodefs.available", capacity.storage))
@@ -132,9 +158,18 @@ pub fn amounts(config: &KubeletConfiguration, machine: &Machine, fs: FsUsage) ->
 pub fn status(i: &Inputs<'_>, old: &NodeStatus) -> (NodeStatus, Vec<&'static str>) {
     let (capacity, allocatable) = amounts(i.config, i.machine, i.fs);
     let mut events = Vec::new();
-    let mut addresses: Vec<NodeAddress> =
-        i.ips.iter().map(|ip| NodeAddress { type_: "InternalIP".to_owned(), address: ip.clone() }).collect();
-    addresses.push(NodeAddress { type_: "Hostname".to_owned(), address: i.name.to_owned() });
+    let mut addresses: Vec<NodeAddress> = i
+        .ips
+        .iter()
+        .map(|ip| NodeAddress {
+            type_: "InternalIP".to_owned(),
+            address: ip.clone(),
+        })
+        .collect();
+    addresses.push(NodeAddress {
+        type_: "Hostname".to_owned(),
+        address: i.name.to_owned(),
+    });
 
     let under = |free: i64, signal: &str, whole: i64| free < threshold(i.config, signal, whole);
     let memory_short = under(i.memory_available, "memory.available", capacity.memory);
@@ -161,32 +196,67 @@ pub fn status(i: &Inputs<'_>, old: &NodeStatus) -> (NodeStatus, Vec<&'static str
         changed
     };
     let (reason, message, event) = if memory_short {
-        ("KubeletHasInsufficientMemory", "kubelet has insufficient memory available", "NodeHasInsufficientMemory")
+        (
+            "KubeletHasInsufficientMemory",
+            "kubelet has insufficient memory available",
+            "NodeHasInsufficientMemory",
+        )
     } else {
-        ("KubeletHasSufficientMemory", "kubelet has sufficient memory available", "NodeHasSufficientMemory")
+        (
+            "KubeletHasSufficientMemory",
+            "kubelet has sufficient memory available",
+            "NodeHasSufficientMemory",
+        )
     };
     if add("MemoryPressure", memory_short, reason, message.to_owned()) {
         events.push(event);
     }
     let (reason, message, event) = if disk_short {
-        ("KubeletHasDiskPressure", "kubelet has disk pressure", "NodeHasDiskPressure")
+        (
+            "KubeletHasDiskPressure",
+            "kubelet has disk pressure",
+            "NodeHasDiskPressure",
+        )
     } else {
-        ("KubeletHasNoDiskPressure", "kubelet has no disk pressure", "NodeHasNoDiskPressure")
+        (
+            "KubeletHasNoDiskPressure",
+            "kubelet has no disk pressure",
+            "NodeHasNoDiskPressure",
+        )
     };
     if add("DiskPressure", disk_short, reason, message.to_owned()) {
         events.push(event);
     }
-    if add("PIDPressure", false, "KubeletHasSufficientPID", "kubelet has sufficient PID available".to_owned()) {
+    if add(
+        "PIDPressure",
+        false,
+        "KubeletHasSufficientPID",
+        "kubelet has sufficient PID available".to_owned(),
+    ) {
         events.push("NodeHasSufficientPID");
     }
     let was_known = before.iter().any(|c| c.type_ == "Ready");
     let ready_changed = match i.errors {
-        [] => add("Ready", true, "KubeletReady", "kubelet is posting ready status".to_owned()),
+        [] => add(
+            "Ready",
+            true,
+            "KubeletReady",
+            "kubelet is posting ready status".to_owned(),
+        ),
         [one] => add("Ready", false, "KubeletNotReady", one.clone()),
-        many => add("Ready", false, "KubeletNotReady", format!("[{}]", many.join(", "))),
+        many => add(
+            "Ready",
+            false,
+            "KubeletNotReady",
+            format!("[{}]", many.join(", ")),
+        ),
     };
     if ready_changed && was_known {
-        events.push(if i.errors.is_empty() { "NodeReady" } else { "NodeNotReady" });
+        events.push(if i.errors.is_empty() {
+            "NodeReady"
+        } else {
+            "NodeNotReady"
+        });
     }
 
     let mut images: Vec<&cri::Image> = i.images.iter().collect();
@@ -196,7 +266,14 @@ pub fn status(i: &Inputs<'_>, old: &NodeStatus) -> (NodeStatus, Vec<&'static str
         .into_iter()
         .take(limit)
         .map(|img| ContainerImage {
-            names: Some(img.repo_digests.iter().chain(&img.repo_tags).take(MAX_NAMES).cloned().collect()),
+            names: Some(
+                img.repo_digests
+                    .iter()
+                    .chain(&img.repo_tags)
+                    .take(MAX_NAMES)
+                    .cloned()
+                    .collect(),
+            ),
             size_bytes: i64::try_from(img.size).ok(),
         })
         .collect();
@@ -218,11 +295,16 @@ pub fn status(i: &Inputs<'_>, old: &NodeStatus) -> (NodeStatus, Vec<&'static str
         capacity: Some(capacity.list()),
         conditions: Some(conditions),
         daemon_endpoints: Some(NodeDaemonEndpoints {
-            kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(i.config.port) }),
+            kubelet_endpoint: Some(DaemonEndpoint {
+                port: i32::from(i.config.port),
+            }),
         }),
-        features: i.runtime.and_then(|r| r.features.as_ref()).map(|f| NodeFeatures {
-            supplemental_groups_policy: Some(f.supplemental_groups_policy),
-        }),
+        features: i
+            .runtime
+            .and_then(|r| r.features.as_ref())
+            .map(|f| NodeFeatures {
+                supplemental_groups_policy: Some(f.supplemental_groups_policy),
+            }),
         images: Some(images),
         node_info: Some(NodeSystemInfo {
             architecture: i.machine.arch.to_owned(),
@@ -251,8 +333,17 @@ mod tests {
     fn conditions_and_amounts() {
         let mut config = KubeletConfiguration::default();
         config.system_reserved.insert("cpu".into(), "500m".into());
-        let machine = Machine { cores: 2, memory: 4 << 30, ..Machine::default() };
-        let fs = FsUsage { capacity: 1000, available: 500, inodes: 0, inodes_free: 0 };
+        let machine = Machine {
+            cores: 2,
+            memory: 4 << 30,
+            ..Machine::default()
+        };
+        let fs = FsUsage {
+            capacity: 1000,
+            available: 500,
+            inodes: 0,
+            inodes_free: 0,
+        };
         let make = |errors: &[String], memory_available: i64, old: &NodeStatus, at: i64| {
             status(
                 &Inputs {
@@ -271,18 +362,52 @@ mod tests {
                 old,
             )
         };
-        let (first, events) = make(&["a".into(), "b".into()], 1 << 30, &NodeStatus::default(), 1);
-        let ready = first.conditions.as_ref().unwrap().iter().find(|c| c.type_ == "Ready").unwrap();
-        assert_eq!((ready.status.as_str(), ready.message.as_deref()), ("False", Some("[a, b]")));
-        assert_eq!(events, ["NodeHasSufficientMemory", "NodeHasNoDiskPressure", "NodeHasSufficientPID"]);
+        let (first, events) = make(
+            &["a".into(), "b".into()],
+            1 << 30,
+            &NodeStatus::default(),
+            1,
+        );
+        let ready = first
+            .conditions
+            .as_ref()
+            .unwrap()
+            .iter()
+            .find(|c| c.type_ == "Ready")
+            .unwrap();
+        assert_eq!(
+            (ready.status.as_str(), ready.message.as_deref()),
+            ("False", Some("[a, b]"))
+        );
+        assert_eq!(
+            events,
+            [
+                "NodeHasSufficientMemory",
+                "NodeHasNoDiskPressure",
+                "NodeHasSufficientPID"
+            ]
+        );
         let (second, events) = make(&[], 1 << 20, &first, 5);
         assert_eq!(events, ["NodeHasInsufficientMemory", "NodeReady"]);
-        let disk = second.conditions.as_ref().unwrap().iter().find(|c| c.type_ == "DiskPressure").unwrap();
-        assert_eq!(disk.last_transition_time, Some(podutil::time(Timestamp::from_second(1).unwrap())));
-        let amount = |m: &Option<BTreeMap<String, Quantity>>, k: &str| m.as_ref().unwrap()[k].0.clone();
+        let disk = second
+            .conditions
+            .as_ref()
+            .unwrap()
+            .iter()
+            .find(|c| c.type_ == "DiskPressure")
+            .unwrap();
+        assert_eq!(
+            disk.last_transition_time,
+            Some(podutil::time(Timestamp::from_second(1).unwrap()))
+        );
+        let amount =
+            |m: &Option<BTreeMap<String, Quantity>>, k: &str| m.as_ref().unwrap()[k].0.clone();
         assert_eq!(amount(&second.allocatable, "cpu"), "1500m");
         assert_eq!(amount(&second.capacity, "memory"), "4194304Ki");
-        assert_eq!(amount(&second.allocatable, "memory"), format!("{}Ki", 4194304 - 100 * 1024));
+        assert_eq!(
+            amount(&second.allocatable, "memory"),
+            format!("{}Ki", 4194304 - 100 * 1024)
+        );
         assert_eq!(amount(&second.allocatable, "ephemeral-storage"), "900");
     }
 }

@@ -42,7 +42,10 @@ pub struct Manager {
 impl Manager {
     /// A manager without pods. Workers end with `shutdown`, containers do not.
     pub fn new(shared: Arc<Shared>, wakers: Arc<Wakers>, shutdown: CancellationToken) -> Arc<Self> {
-        let (api, files) = (shared.client.is_none(), shared.config.file.static_pod_path.is_none());
+        let (api, files) = (
+            shared.client.is_none(),
+            shared.config.file.static_pod_path.is_none(),
+        );
         Arc::new(Manager {
             shared,
             wakers,
@@ -58,17 +61,26 @@ impl Manager {
 
     /// All pods that have a worker.
     pub fn pods(&self) -> Vec<Arc<Pod>> {
-        self.workers.lock().values().map(|w| w.desired.borrow().pod.clone()).collect()
+        self.workers
+            .lock()
+            .values()
+            .map(|w| w.desired.borrow().pod.clone())
+            .collect()
     }
 
     /// The pod of that name.
     pub fn find(&self, namespace: &str, name: &str) -> Option<Arc<Pod>> {
-        self.pods().into_iter().find(|p| podutil::namespace(p) == namespace && podutil::name(p) == name)
+        self.pods()
+            .into_iter()
+            .find(|p| podutil::namespace(p) == namespace && podutil::name(p) == name)
     }
 
     /// The pod of that uid.
     pub fn by_uid(&self, uid: &str) -> Option<Arc<Pod>> {
-        self.workers.lock().get(uid).map(|w| w.desired.borrow().pod.clone())
+        self.workers
+            .lock()
+            .get(uid)
+            .map(|w| w.desired.borrow().pod.clone())
     }
 
     /// Pods that hold resources: all but those at their end.
@@ -76,9 +88,14 @@ impl Manager {
         self.pods()
             .into_iter()
             .filter(|p| {
-                let phase = self.shared.status.get(podutil::uid(p)).and_then(|s| s.phase);
+                let phase = self
+                    .shared
+                    .status
+                    .get(podutil::uid(p))
+                    .and_then(|s| s.phase);
                 let api = p.status.as_ref().and_then(|s| s.phase.clone());
-                !podutil::is_terminal_phase(phase.as_deref()) && !podutil::is_terminal_phase(api.as_deref())
+                !podutil::is_terminal_phase(phase.as_deref())
+                    && !podutil::is_terminal_phase(api.as_deref())
             })
             .collect()
     }
@@ -99,9 +116,14 @@ impl Manager {
             return;
         }
         self.admit(&pod);
-        let (tx, rx) = watch::channel(Desired { pod: pod.clone(), removed: false });
+        let (tx, rx) = watch::channel(Desired {
+            pod: pod.clone(),
+            removed: false,
+        });
         let wake = self.wakers.add(&uid);
-        self.workers.lock().insert(uid.clone(), Worker { desired: tx });
+        self.workers
+            .lock()
+            .insert(uid.clone(), Worker { desired: tx });
         let (me, shared, shutdown) = (self.clone(), self.shared.clone(), self.shutdown.clone());
         self.tasks.spawn(async move {
             worker::run(shared, rx, wake, shutdown.clone()).await;
@@ -127,12 +149,20 @@ impl Manager {
     fn admit(&self, pod: &Arc<Pod>) {
         let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
         // What ran under the last kubelet goes on; what is at its end takes nothing.
-        if phase == Some("Running") || podutil::is_terminal_phase(phase) || pod.metadata.deletion_timestamp.is_some() {
+        if phase == Some("Running")
+            || podutil::is_terminal_phase(phase)
+            || pod.metadata.deletion_timestamp.is_some()
+        {
             return;
         }
         let node = self.shared.node.read().clone();
-        let Some(r) = admission::refuse(pod, &self.active(), &node, &self.shared.config.file) else { return };
-        self.shared.recorder.pod(pod, Severity::Warning, r.reason_static(), r.message.clone());
+        let Some(r) = admission::refuse(pod, &self.active(), &node, &self.shared.config.file)
+        else {
+            return;
+        };
+        self.shared
+            .recorder
+            .pod(pod, Severity::Warning, r.reason_static(), r.message.clone());
         info!(pod = %podutil::describe(pod), reason = %r.reason, message = %r.message, "a pod was refused");
         let status = PodStatus {
             phase: Some("Failed".to_owned()),
@@ -200,8 +230,12 @@ impl Manager {
             self.tasks.spawn(async move {
                 info!(%uid, "ending a pod that no source wants");
                 let work = async {
-                    let o = observed::observe(&*me.shared.runtime, &uid).await.map_err(|e| e.to_string())?;
-                    kill::all(&me.shared, None, &o, None).await.map_err(|e| e.to_string())?;
+                    let o = observed::observe(&*me.shared.runtime, &uid)
+                        .await
+                        .map_err(|e| e.to_string())?;
+                    kill::all(&me.shared, None, &o, None)
+                        .await
+                        .map_err(|e| e.to_string())?;
                     sync::remove(&me.shared, &uid, None).await
                 };
                 let result = tokio::select! {

@@ -116,17 +116,25 @@ impl Observed {
 }
 
 fn nanos(n: i64) -> Option<Timestamp> {
-    (n != 0).then(|| Timestamp::from_nanosecond(i128::from(n)).ok()).flatten()
+    (n != 0)
+        .then(|| Timestamp::from_nanosecond(i128::from(n)).ok())
+        .flatten()
 }
 
 /// Reads all that the runtime has of the pod `uid`. What disappears between listing and reading is left out.
 pub async fn observe(runtime: &dyn Runtime, uid: &str) -> CriResult<Observed> {
     let selector: BTreeMap<String, String> = [(labels::POD_UID.to_owned(), uid.to_owned())].into();
     let sandboxes = runtime
-        .list_pod_sandbox(cri::PodSandboxFilter { label_selector: selector.clone(), ..Default::default() })
+        .list_pod_sandbox(cri::PodSandboxFilter {
+            label_selector: selector.clone(),
+            ..Default::default()
+        })
         .await?;
     let containers = runtime
-        .list_containers(cri::ContainerFilter { label_selector: selector, ..Default::default() })
+        .list_containers(cri::ContainerFilter {
+            label_selector: selector,
+            ..Default::default()
+        })
         .await?;
     let mut out = Observed::default();
     for s in sandboxes {
@@ -138,13 +146,17 @@ pub async fn observe(runtime: &dyn Runtime, uid: &str) -> CriResult<Observed> {
     }
     for c in containers {
         match runtime.container_status(&c.id).await {
-            Ok(status) => out.containers.push(convert_container(status, c.pod_sandbox_id)),
+            Ok(status) => out
+                .containers
+                .push(convert_container(status, c.pod_sandbox_id)),
             Err(e) if e.is_not_found() => {}
             Err(e) => return Err(e),
         }
     }
-    out.sandboxes.sort_by_key(|s| std::cmp::Reverse(s.created_at));
-    out.containers.sort_by_key(|c| std::cmp::Reverse(c.created_at));
+    out.sandboxes
+        .sort_by_key(|s| std::cmp::Reverse(s.created_at));
+    out.containers
+        .sort_by_key(|c| std::cmp::Reverse(c.created_at));
     Ok(out)
 }
 
@@ -204,7 +216,11 @@ fn convert_container(s: cri::ContainerStatus, sandbox_id: String) -> Seen {
         message,
         image: s.image.map(|i| i.image).unwrap_or_default(),
         image_ref: s.image_ref,
-        restart_count: s.annotations.get(labels::RESTART_COUNT).and_then(|v| v.parse().ok()).unwrap_or(0),
+        restart_count: s
+            .annotations
+            .get(labels::RESTART_COUNT)
+            .and_then(|v| v.parse().ok())
+            .unwrap_or(0),
         hash: s.annotations.get(labels::HASH).cloned().unwrap_or_default(),
         user: s.user.and_then(|u| u.linux),
         annotations: s.annotations,
@@ -215,9 +231,17 @@ fn convert_container(s: cri::ContainerStatus, sandbox_id: String) -> Seen {
 /// What the container left behind as its last word: its termination file, or the end of its log where the policy
 /// says so and it failed without writing one.
 fn termination_message(s: &cri::ContainerStatus) -> String {
-    let fallback = s.annotations.get(labels::MESSAGE_POLICY).map(String::as_str) == Some("FallbackToLogsOnError")
+    let fallback = s
+        .annotations
+        .get(labels::MESSAGE_POLICY)
+        .map(String::as_str)
+        == Some("FallbackToLogsOnError")
         && s.exit_code != 0;
-    let path = s.annotations.get(labels::MESSAGE_PATH).map(String::as_str).unwrap_or_default();
+    let path = s
+        .annotations
+        .get(labels::MESSAGE_PATH)
+        .map(String::as_str)
+        .unwrap_or_default();
     if !path.is_empty()
         && let Some(mount) = s.mounts.iter().find(|m| m.container_path == path)
     {

@@ -105,7 +105,9 @@ pub fn should_start(pod: &Pod, container: &Container, observed: &Observed) -> bo
 
 /// Whether any regular container was ever made.
 pub fn any_regular_created(pod: &Pod, observed: &Observed) -> bool {
-    podutil::containers(pod).iter().any(|c| observed.latest(&c.name).is_some())
+    podutil::containers(pod)
+        .iter()
+        .any(|c| observed.latest(&c.name).is_some())
 }
 
 fn init_failed(s: &Seen) -> bool {
@@ -117,7 +119,13 @@ fn init_failed(s: &Seen) -> bool {
 /// Computes what to do about `pod`.
 pub fn plan(pod: &Pod, observed: &Observed, probed: Probed<'_>) -> Plan {
     let (create, attempt, sandbox_id) = sandbox_changed(pod, observed);
-    let mut plan = Plan { kill_pod: create, create_sandbox: create, attempt, sandbox_id, ..Plan::default() };
+    let mut plan = Plan {
+        kill_pod: create,
+        create_sandbox: create,
+        attempt,
+        sandbox_id,
+        ..Plan::default()
+    };
     if create {
         plan_sandbox(pod, observed, &mut plan);
         return plan;
@@ -147,9 +155,13 @@ fn plan_sandbox(pod: &Pod, observed: &Observed, plan: &mut Plan) {
         .iter()
         .enumerate()
         .filter(|(_, c)| {
-            let policy = c.restart_policy.as_deref().unwrap_or(podutil::restart_policy(pod));
-            let succeeded =
-                observed.latest(&c.name).is_some_and(|s| s.state == RunState::Exited && s.exit_code == 0);
+            let policy = c
+                .restart_policy
+                .as_deref()
+                .unwrap_or(podutil::restart_policy(pod));
+            let succeeded = observed
+                .latest(&c.name)
+                .is_some_and(|s| s.state == RunState::Exited && s.exit_code == 0);
             !(policy == "OnFailure" && succeeded)
         })
         .map(|(i, _)| i)
@@ -221,7 +233,10 @@ fn plan_init(pod: &Pod, observed: &Observed, probed: Probed<'_>, plan: &mut Plan
                 }
             }
             RunState::Unknown => {
-                let policy = c.restart_policy.as_deref().unwrap_or(podutil::restart_policy(pod));
+                let policy = c
+                    .restart_policy
+                    .as_deref()
+                    .unwrap_or(podutil::restart_policy(pod));
                 if !sidecar && policy == "Never" {
                     plan.kill_pod = true;
                     plan.init.clear();
@@ -230,7 +245,9 @@ fn plan_init(pod: &Pod, observed: &Observed, probed: Probed<'_>, plan: &mut Plan
                 plan.kill.push(Kill {
                     id: seen.id.clone(),
                     name: c.name.clone(),
-                    message: "Init container is in \"unknown\" state, try killing it before restart".to_owned(),
+                    message:
+                        "Init container is in \"unknown\" state, try killing it before restart"
+                            .to_owned(),
                     reason: KillReason::Other,
                 });
                 plan.init.push(i);
@@ -246,7 +263,13 @@ fn plan_init(pod: &Pod, observed: &Observed, probed: Probed<'_>, plan: &mut Plan
 }
 
 /// Whether a running sidecar is past its startup probe. One that failed it is ended and started again.
-fn sidecar_initialized(c: &Container, seen: &Seen, i: usize, probed: Probed<'_>, plan: &mut Plan) -> bool {
+fn sidecar_initialized(
+    c: &Container,
+    seen: &Seen,
+    i: usize,
+    probed: Probed<'_>,
+    plan: &mut Plan,
+) -> bool {
     if c.startup_probe.is_none() {
         return true;
     }
@@ -268,13 +291,26 @@ fn sidecar_initialized(c: &Container, seen: &Seen, i: usize, probed: Probed<'_>,
 
 fn keep_sidecar(c: &Container, seen: &Seen, i: usize, probed: Probed<'_>, plan: &mut Plan) {
     let (message, reason) = if !seen.hash.is_empty() && seen.hash != podutil::container_hash(c) {
-        (format!("Init container {} definition changed", c.name), KillReason::Other)
-    } else if c.liveness_probe.is_some() && probed(&seen.id, Kind::Liveness) == Some(Outcome::Failure) {
-        (format!("Init container {} failed liveness probe", c.name), KillReason::LivenessProbe)
+        (
+            format!("Init container {} definition changed", c.name),
+            KillReason::Other,
+        )
+    } else if c.liveness_probe.is_some()
+        && probed(&seen.id, Kind::Liveness) == Some(Outcome::Failure)
+    {
+        (
+            format!("Init container {} failed liveness probe", c.name),
+            KillReason::LivenessProbe,
+        )
     } else {
         return;
     };
-    plan.kill.push(Kill { id: seen.id.clone(), name: c.name.clone(), message, reason });
+    plan.kill.push(Kill {
+        id: seen.id.clone(),
+        name: c.name.clone(),
+        message,
+        reason,
+    });
     plan.init.push(i);
 }
 
@@ -290,7 +326,9 @@ fn plan_regular(pod: &Pod, observed: &Observed, probed: Probed<'_>, plan: &mut P
                         plan.kill.push(Kill {
                             id: s.id.clone(),
                             name: c.name.clone(),
-                            message: "Container is in \"unknown\" state, try killing it before restart".to_owned(),
+                            message:
+                                "Container is in \"unknown\" state, try killing it before restart"
+                                    .to_owned(),
                             reason: KillReason::Other,
                         });
                     }
@@ -298,15 +336,27 @@ fn plan_regular(pod: &Pod, observed: &Observed, probed: Probed<'_>, plan: &mut P
                 continue;
             }
         };
-        let mut restart =
-            c.restart_policy.as_deref().unwrap_or(podutil::restart_policy(pod)) != "Never";
+        let mut restart = c
+            .restart_policy
+            .as_deref()
+            .unwrap_or(podutil::restart_policy(pod))
+            != "Never";
         let (mut message, reason) = if changed(c, running) {
             restart = true;
-            (format!("Container {} definition changed", c.name), KillReason::Other)
+            (
+                format!("Container {} definition changed", c.name),
+                KillReason::Other,
+            )
         } else if probed(&running.id, Kind::Liveness) == Some(Outcome::Failure) {
-            (format!("Container {} failed liveness probe", c.name), KillReason::LivenessProbe)
+            (
+                format!("Container {} failed liveness probe", c.name),
+                KillReason::LivenessProbe,
+            )
         } else if probed(&running.id, Kind::Startup) == Some(Outcome::Failure) {
-            (format!("Container {} failed startup probe", c.name), KillReason::StartupProbe)
+            (
+                format!("Container {} failed startup probe", c.name),
+                KillReason::StartupProbe,
+            )
         } else {
             kept += 1;
             continue;
@@ -315,7 +365,12 @@ fn plan_regular(pod: &Pod, observed: &Observed, probed: Probed<'_>, plan: &mut P
             message.push_str(", will be restarted");
             plan.start.push(i);
         }
-        plan.kill.push(Kill { id: running.id.clone(), name: c.name.clone(), message, reason });
+        plan.kill.push(Kill {
+            id: running.id.clone(),
+            name: c.name.clone(),
+            message,
+            reason,
+        });
     }
     if kept == 0 && plan.start.is_empty() {
         plan.kill_pod = true;
@@ -376,10 +431,14 @@ mod tests {
             });
         }
         let probed = |id: &str, kind: Kind| {
-            let result = probes
-                .split_whitespace()
-                .find_map(|p| p.strip_prefix(&format!("{}:{}:", id.trim_start_matches("id-"), kind)))?;
-            Some(if result == "ok" { Outcome::Success } else { Outcome::Failure })
+            let result = probes.split_whitespace().find_map(|p| {
+                p.strip_prefix(&format!("{}:{}:", id.trim_start_matches("id-"), kind))
+            })?;
+            Some(if result == "ok" {
+                Outcome::Success
+            } else {
+                Outcome::Failure
+            })
         };
         let p = plan(&pod, &observed, &probed);
         let mut got = String::new();
@@ -392,7 +451,11 @@ mod tests {
         if p.create_sandbox {
             write!(got, "sandbox{} ", p.attempt).unwrap();
         }
-        for (what, list) in [("eph", &p.ephemeral), ("init", &p.init), ("start", &p.start)] {
+        for (what, list) in [
+            ("eph", &p.ephemeral),
+            ("init", &p.init),
+            ("start", &p.start),
+        ] {
             if !list.is_empty() {
                 write!(got, "{what}{list:?} ").unwrap();
             }
@@ -407,8 +470,20 @@ mod tests {
         check(two, "ready", "", "", "start[0, 1]");
         check(two, "ready", "a:r b:r", "", "");
         check(two, "ready", "a:e:0 b:r", "", "start[0]");
-        check(two, "dead", "a:e:1 b:e:1", "", "killpod sandbox1 start[0, 1]");
-        check(two, "ready ready", "a:r b:r", "", "killpod sandbox1 start[0, 1]");
+        check(
+            two,
+            "dead",
+            "a:e:1 b:e:1",
+            "",
+            "killpod sandbox1 start[0, 1]",
+        );
+        check(
+            two,
+            "ready ready",
+            "a:r b:r",
+            "",
+            "killpod sandbox1 start[0, 1]",
+        );
         check(two, "ready", "a:u b:r", "", "kill=a start[0]");
         let never = "{restartPolicy: Never, containers: [{name: a}, {name: b}]}";
         check(never, "ready", "a:e:1 b:r", "", "");
@@ -454,7 +529,13 @@ mod tests {
         check(p, "ready", "s:r", "", "");
         check(p, "ready", "s:r", "s:Startup:bad", "kill=s init[0]");
         check(p, "ready", "s:r", "s:Startup:ok", "start[0]");
-        check(p, "ready", "a:r s:r", "s:Startup:ok s:Liveness:bad", "kill=s init[0]");
+        check(
+            p,
+            "ready",
+            "a:r s:r",
+            "s:Startup:ok s:Liveness:bad",
+            "kill=s init[0]",
+        );
         let n = "{restartPolicy: Never, initContainers: [{name: s, restartPolicy: Always}], containers: [{name: a}]}";
         check(n, "ready", "a:e:0 s:r", "", "killpod");
         check(n, "ready", "a:e:0 s:e:0", "", "killpod");
@@ -464,7 +545,13 @@ mod tests {
     fn probes_and_ephemeral() {
         let one = "{containers: [{name: a}], ephemeralContainers: [{name: e}]}";
         check(one, "ready", "a:r", "a:Liveness:ok", "eph[0]");
-        check(one, "ready", "a:r e:e:1", "a:Liveness:bad", "kill=a start[0]");
+        check(
+            one,
+            "ready",
+            "a:r e:e:1",
+            "a:Liveness:bad",
+            "kill=a start[0]",
+        );
         check(one, "ready", "a:r e:r", "a:Startup:bad", "kill=a start[0]");
         let never = "{restartPolicy: Never, containers: [{name: a}, {name: b}]}";
         check(never, "ready", "a:r b:r", "a:Liveness:bad", "kill=a");

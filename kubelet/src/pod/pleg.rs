@@ -23,7 +23,12 @@ const CLEAN_EVERY: u32 = 2;
 type Signature = HashMap<String, Vec<(String, i32)>>;
 
 /// Lists until `shutdown`, waking the workers of pods that changed.
-pub async fn run(shared: Arc<Shared>, manager: Arc<Manager>, wakers: Arc<Wakers>, shutdown: CancellationToken) {
+pub async fn run(
+    shared: Arc<Shared>,
+    manager: Arc<Manager>,
+    wakers: Arc<Wakers>,
+    shutdown: CancellationToken,
+) {
     let mut last: Signature = HashMap::new();
     let mut round = 0u32;
     loop {
@@ -54,8 +59,14 @@ pub async fn run(shared: Arc<Shared>, manager: Arc<Manager>, wakers: Arc<Wakers>
 }
 
 async fn list(shared: &Shared) -> cri::CriResult<Signature> {
-    let sandboxes = shared.runtime.list_pod_sandbox(cri::PodSandboxFilter::default()).await?;
-    let containers = shared.runtime.list_containers(cri::ContainerFilter::default()).await?;
+    let sandboxes = shared
+        .runtime
+        .list_pod_sandbox(cri::PodSandboxFilter::default())
+        .await?;
+    let containers = shared
+        .runtime
+        .list_containers(cri::ContainerFilter::default())
+        .await?;
     let mut out: Signature = HashMap::new();
     for s in sandboxes {
         if let Some(m) = s.metadata {

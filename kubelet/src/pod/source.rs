@@ -21,10 +21,18 @@ use crate::podutil;
 use crate::shared::Shared;
 
 /// Follows the pods that the API has for this node.
-pub async fn api(shared: Arc<Shared>, manager: Arc<Manager>, mirrors: Arc<Mirrors>, shutdown: CancellationToken) {
-    let Some(client) = shared.client.clone() else { return };
+pub async fn api(
+    shared: Arc<Shared>,
+    manager: Arc<Manager>,
+    mirrors: Arc<Mirrors>,
+    shutdown: CancellationToken,
+) {
+    let Some(client) = shared.client.clone() else {
+        return;
+    };
     let api: Api<Pod> = Api::all(client);
-    let config = watcher::Config::default().fields(&format!("spec.nodeName={}", shared.config.node_name));
+    let config =
+        watcher::Config::default().fields(&format!("spec.nodeName={}", shared.config.node_name));
     let mut events = std::pin::pin!(watcher(api, config).default_backoff());
     let mut known: HashSet<String> = HashSet::new();
     let mut listed: Vec<Pod> = Vec::new();
@@ -40,7 +48,8 @@ pub async fn api(shared: Arc<Shared>, manager: Arc<Manager>, mirrors: Arc<Mirror
             Ok(watcher::Event::Init) => listed.clear(),
             Ok(watcher::Event::InitApply(p)) => listed.push(p),
             Ok(watcher::Event::InitDone) => {
-                let now: HashSet<String> = listed.iter().map(|p| podutil::uid(p).to_owned()).collect();
+                let now: HashSet<String> =
+                    listed.iter().map(|p| podutil::uid(p).to_owned()).collect();
                 // The oldest first: they hold their place when not all fit.
                 listed.sort_by_key(|p| p.metadata.creation_timestamp.as_ref().map(|t| t.0));
                 for p in listed.drain(..) {
@@ -89,14 +98,22 @@ pub struct Mirrors {
 impl Mirrors {
     /// No mirrors yet.
     pub fn new(shared: Arc<Shared>) -> Arc<Self> {
-        Arc::new(Mirrors { shared, seen: Mutex::new(HashMap::new()) })
+        Arc::new(Mirrors {
+            shared,
+            seen: Mutex::new(HashMap::new()),
+        })
     }
 
     fn seen(&self, mirror: &Pod) {
-        let hash = podutil::annotation(mirror, podutil::CONFIG_MIRROR).unwrap_or_default().to_owned();
+        let hash = podutil::annotation(mirror, podutil::CONFIG_MIRROR)
+            .unwrap_or_default()
+            .to_owned();
         self.shared.status.set_mirror(&hash, podutil::uid(mirror));
         self.seen.lock().insert(
-            (podutil::namespace(mirror).to_owned(), podutil::name(mirror).to_owned()),
+            (
+                podutil::namespace(mirror).to_owned(),
+                podutil::name(mirror).to_owned(),
+            ),
             (podutil::uid(mirror).to_owned(), hash),
         );
     }
@@ -107,16 +124,28 @@ impl Mirrors {
 
     /// Brings the mirrors in line with the static pods `wanted`.
     async fn reconcile(&self, wanted: &[Arc<Pod>]) {
-        let Some(client) = self.shared.client.clone() else { return };
-        let key = |p: &Pod| (podutil::namespace(p).to_owned(), podutil::name(p).to_owned());
+        let Some(client) = self.shared.client.clone() else {
+            return;
+        };
+        let key = |p: &Pod| {
+            (
+                podutil::namespace(p).to_owned(),
+                podutil::name(p).to_owned(),
+            )
+        };
         let seen = self.seen.lock().clone();
         for ((namespace, name), (uid, hash)) in &seen {
-            let fits = wanted.iter().any(|p| key(p) == (namespace.clone(), name.clone()) && podutil::uid(p) == hash);
+            let fits = wanted
+                .iter()
+                .any(|p| key(p) == (namespace.clone(), name.clone()) && podutil::uid(p) == hash);
             if fits {
                 continue;
             }
             let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
-            let params = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };
+            let params = DeleteParams {
+                grace_period_seconds: Some(0),
+                ..DeleteParams::default()
+            };
             if let Err(error) = api.delete(name, &params).await {
                 warn!(%namespace, %name, %uid, %error, "could not delete a mirror pod");
             }
@@ -126,29 +155,50 @@ impl Mirrors {
             mirror.metadata.uid = None;
             mirror.metadata.resource_version = None;
             let hash = podutil::uid(p).to_owned();
-            mirror.metadata.annotations.get_or_insert_default().insert(podutil::CONFIG_MIRROR.to_owned(), hash);
+            mirror
+                .metadata
+                .annotations
+                .get_or_insert_default()
+                .insert(podutil::CONFIG_MIRROR.to_owned(), hash);
             mirror.status = None;
             let api: Api<Pod> = Api::namespaced(client.clone(), podutil::namespace(p));
             match api.create(&PostParams::default(), &mirror).await {
                 Ok(made) => self.seen(&made),
                 Err(kube::Error::Api(e)) if e.code == 409 => {}
-                Err(error) => warn!(pod = %podutil::name(p), %error, "could not create a mirror pod"),
+                Err(error) => {
+                    warn!(pod = %podutil::name(p), %error, "could not create a mirror pod")
+                }
             }
         }
     }
 }
 
 /// Reads the directory of static pods now and again.
-pub async fn files(shared: Arc<Shared>, manager: Arc<Manager>, mirrors: Arc<Mirrors>, shutdown: CancellationToken) {
-    let Some(dir) = shared.config.file.static_pod_path.clone() else { return };
+pub async fn files(
+    shared: Arc<Shared>,
+    manager: Arc<Manager>,
+    mirrors: Arc<Mirrors>,
+    shutdown: CancellationToken,
+) {
+    let Some(dir) = shared.config.file.static_pod_path.clone() else {
+        return;
+    };
     // Inotify would be quicker by seconds; reading a handful of files is simple and cannot miss anything.
-    let period = shared.config.file.file_check_frequency.0.min(Duration::from_secs(2)).max(Duration::from_millis(200));
+    let period = shared
+        .config
+        .file
+        .file_check_frequency
+        .0
+        .min(Duration::from_secs(2))
+        .max(Duration::from_millis(200));
     let mut known: HashMap<String, Arc<Pod>> = HashMap::new();
     loop {
         match read_dir(&dir, &shared.config.node_name, &shared.clock) {
             Ok(pods) => {
-                let now: HashMap<String, Arc<Pod>> =
-                    pods.into_iter().map(|p| (podutil::uid(&p).to_owned(), Arc::new(p))).collect();
+                let now: HashMap<String, Arc<Pod>> = pods
+                    .into_iter()
+                    .map(|p| (podutil::uid(&p).to_owned(), Arc::new(p)))
+                    .collect();
                 for uid in known.keys().filter(|u| !now.contains_key(*u)) {
                     manager.remove(uid);
                 }
@@ -161,7 +211,9 @@ pub async fn files(shared: Arc<Shared>, manager: Arc<Manager>, mirrors: Arc<Mirr
                 }
                 known = now;
                 manager.static_is_ready();
-                mirrors.reconcile(&known.values().cloned().collect::<Vec<_>>()).await;
+                mirrors
+                    .reconcile(&known.values().cloned().collect::<Vec<_>>())
+                    .await;
             }
             Err(error) => warn!(dir = %dir.display(), %error, "could not read the static pods"),
         }
@@ -182,13 +234,15 @@ fn read_dir(dir: &Path, node: &str, clock: &Clock) -> std::io::Result<Vec<Pod>> 
     };
     for entry in entries {
         let path = entry?.path();
-        let hidden = path.file_name().is_none_or(|n| n.to_string_lossy().starts_with('.'));
+        let hidden = path
+            .file_name()
+            .is_none_or(|n| n.to_string_lossy().starts_with('.'));
         if hidden || !path.is_file() {
             continue;
         }
-        let pod = std::fs::read(&path).map_err(|e| e.to_string()).and_then(|text| {
-            static_pod(&text, &path.to_string_lossy(), node, clock.now())
-        });
+        let pod = std::fs::read(&path)
+            .map_err(|e| e.to_string())
+            .and_then(|text| static_pod(&text, &path.to_string_lossy(), node, clock.now()));
         match pod {
             Ok(p) => out.push(p),
             Err(error) => warn!(path = %path.display(), %error, "a static pod cannot be read"),
@@ -201,7 +255,12 @@ fn read_dir(dir: &Path, node: &str, clock: &Clock) -> std::io::Result<Vec<Pod>> 
 /// (upstream `config.applyDefaults`).
 fn static_pod(text: &[u8], path: &str, node: &str, now: Timestamp) -> Result<Pod, String> {
     let mut pod: Pod = serde_yaml_ng::from_slice(text).map_err(|e| e.to_string())?;
-    let name = pod.metadata.name.clone().filter(|n| !n.is_empty()).ok_or("the pod has no name")?;
+    let name = pod
+        .metadata
+        .name
+        .clone()
+        .filter(|n| !n.is_empty())
+        .ok_or("the pod has no name")?;
     let spec = pod.spec.as_mut().ok_or("the pod has no spec")?;
     if spec.containers.is_empty() {
         return Err("the pod has no containers".to_owned());
@@ -212,10 +271,15 @@ fn static_pod(text: &[u8], path: &str, node: &str, now: Timestamp) -> Result<Pod
     h.update(b"file:");
     h.update(path.as_bytes());
     h.update(text);
-    let uid: String = h.finalize()[..16].iter().map(|b| format!("{b:02x}")).collect();
+    let uid: String = h.finalize()[..16]
+        .iter()
+        .map(|b| format!("{b:02x}"))
+        .collect();
     spec.node_name = Some(node.to_owned());
-    spec.restart_policy.get_or_insert_with(|| "Always".to_owned());
-    spec.dns_policy.get_or_insert_with(|| "ClusterFirst".to_owned());
+    spec.restart_policy
+        .get_or_insert_with(|| "Always".to_owned());
+    spec.dns_policy
+        .get_or_insert_with(|| "ClusterFirst".to_owned());
     spec.termination_grace_period_seconds.get_or_insert(30);
     spec.enable_service_links.get_or_insert(true);
     spec.tolerations.get_or_insert_default().push(Toleration {
@@ -224,8 +288,10 @@ fn static_pod(text: &[u8], path: &str, node: &str, now: Timestamp) -> Result<Pod
         ..Toleration::default()
     });
     let fill = |c: &mut Container| {
-        c.termination_message_path.get_or_insert_with(|| "/dev/termination-log".to_owned());
-        c.termination_message_policy.get_or_insert_with(|| "File".to_owned());
+        c.termination_message_path
+            .get_or_insert_with(|| "/dev/termination-log".to_owned());
+        c.termination_message_policy
+            .get_or_insert_with(|| "File".to_owned());
         // A limit without a request is a request as well.
         if let Some(r) = &mut c.resources
             && let Some(limits) = r.limits.clone()
@@ -239,7 +305,9 @@ fn static_pod(text: &[u8], path: &str, node: &str, now: Timestamp) -> Result<Pod
     spec.containers.iter_mut().for_each(fill);
     spec.init_containers.iter_mut().flatten().for_each(fill);
     pod.metadata.name = Some(format!("{name}-{node}").to_lowercase());
-    pod.metadata.namespace.get_or_insert_with(|| "default".to_owned());
+    pod.metadata
+        .namespace
+        .get_or_insert_with(|| "default".to_owned());
     pod.metadata.uid = Some(uid.clone());
     pod.metadata.creation_timestamp = None;
     let a = pod.metadata.annotations.get_or_insert_default();
@@ -258,10 +326,34 @@ mod tests {
         let at = Timestamp::from_second(0).unwrap();
         let good = b"apiVersion: v1\nkind: Pod\nmetadata: {name: Web}\nspec: {containers: [{name: c, image: i}]}\n";
         let a = static_pod(good, "/m/a.yaml", "n1", at).unwrap();
-        assert_eq!((podutil::name(&a), podutil::namespace(&a), podutil::is_static(&a)), ("web-n1", "default", true));
-        assert_eq!(a.metadata.uid, static_pod(good, "/m/a.yaml", "n1", at).unwrap().metadata.uid);
-        assert_ne!(a.metadata.uid, static_pod(good, "/m/b.yaml", "n1", at).unwrap().metadata.uid);
-        for bad in [&b"{"[..], b"metadata: {name: x}", b"metadata: {}\nspec: {containers: [{name: c}]}", b"metadata: {name: x}\nspec: {containers: []}"] {
+        assert_eq!(
+            (
+                podutil::name(&a),
+                podutil::namespace(&a),
+                podutil::is_static(&a)
+            ),
+            ("web-n1", "default", true)
+        );
+        assert_eq!(
+            a.metadata.uid,
+            static_pod(good, "/m/a.yaml", "n1", at)
+                .unwrap()
+                .metadata
+                .uid
+        );
+        assert_ne!(
+            a.metadata.uid,
+            static_pod(good, "/m/b.yaml", "n1", at)
+                .unwrap()
+                .metadata
+                .uid
+        );
+        for bad in [
+            &b"{"[..],
+            b"metadata: {name: x}",
+            b"metadata: {}\nspec: {containers: [{name: c}]}",
+            b"metadata: {name: x}\nspec: {containers: []}",
+        ] {
             assert!(static_pod(bad, "/m/a.yaml", "n1", at).is_err());
         }
     }

@@ -53,8 +53,18 @@ pub struct Memory {
 }
 
 /// Computes the status of a pod from what was observed.
-pub fn pod_status(shared: &Shared, pod: &Pod, observed: &Observed, memory: &Memory, terminal: bool) -> PodStatus {
-    let old = shared.status.get(podutil::uid(pod)).or_else(|| pod.status.clone()).unwrap_or_default();
+pub fn pod_status(
+    shared: &Shared,
+    pod: &Pod,
+    observed: &Observed,
+    memory: &Memory,
+    terminal: bool,
+) -> PodStatus {
+    let old = shared
+        .status
+        .get(podutil::uid(pod))
+        .or_else(|| pod.status.clone())
+        .unwrap_or_default();
     let host_ips = shared.node.read().host_ips.clone();
     status::generate(&Inputs {
         pod,
@@ -70,9 +80,23 @@ pub fn pod_status(shared: &Shared, pod: &Pod, observed: &Observed, memory: &Memo
 
 /// Asks for a probe now where a container waits for its first verdict.
 fn trigger_probes(shared: &Shared, pod: &Pod, status: &PodStatus) {
-    for c in status.container_statuses.iter().flatten().chain(status.init_container_statuses.iter().flatten()) {
-        if c.started == Some(true) && !c.ready && shared.probes.is_probed(podutil::uid(pod), &c.name, Kind::Readiness) {
-            let id = c.container_id.as_deref().and_then(|x| x.split("://").nth(1)).unwrap_or_default();
+    for c in status
+        .container_statuses
+        .iter()
+        .flatten()
+        .chain(status.init_container_statuses.iter().flatten())
+    {
+        if c.started == Some(true)
+            && !c.ready
+            && shared
+                .probes
+                .is_probed(podutil::uid(pod), &c.name, Kind::Readiness)
+        {
+            let id = c
+                .container_id
+                .as_deref()
+                .and_then(|x| x.split("://").nth(1))
+                .unwrap_or_default();
             if shared.probes.outcome(id, Kind::Readiness).is_none() {
                 shared.probes.trigger_readiness(podutil::uid(pod), &c.name);
             }
@@ -89,7 +113,11 @@ pub async fn sync(shared: &Shared, pod: &Arc<Pod>, memory: &mut Memory) -> Outco
     };
     let status = pod_status(shared, pod, &observed, memory, false);
     let terminal = podutil::is_terminal_phase(status.phase.as_deref());
-    let running = status.container_statuses.iter().flatten().any(|c| c.state.as_ref().is_some_and(|s| s.running.is_some()));
+    let running = status
+        .container_statuses
+        .iter()
+        .flatten()
+        .any(|c| c.state.as_ref().is_some_and(|s| s.running.is_some()));
     shared.status.set(pod, status.clone());
     if terminal {
         return Outcome::Terminal;
@@ -100,7 +128,8 @@ pub async fn sync(shared: &Shared, pod: &Arc<Pod>, memory: &mut Memory) -> Outco
             let mut status = status;
             status.phase = Some("Failed".to_owned());
             status.reason = Some("DeadlineExceeded".to_owned());
-            status.message = Some("Pod was active on the node longer than the specified deadline".to_owned());
+            status.message =
+                Some("Pod was active on the node longer than the specified deadline".to_owned());
             shared.recorder.pod(
                 pod,
                 Severity::Normal,
@@ -114,7 +143,9 @@ pub async fn sync(shared: &Shared, pod: &Arc<Pod>, memory: &mut Memory) -> Outco
     let network = shared.health.read().network.clone();
     if let Some(e) = network.filter(|_| !podutil::is_host_network(pod)) {
         let message = format!("network is not ready: {e}");
-        shared.recorder.pod(pod, Severity::Warning, "NetworkNotReady", message.clone());
+        shared
+            .recorder
+            .pod(pod, Severity::Warning, "NetworkNotReady", message.clone());
         return Outcome::Failed(message, NETWORK_RETRY * 5);
     }
     if let Some(o) = prepare(shared, pod, &observed, running).await {
@@ -134,7 +165,9 @@ pub async fn sync(shared: &Shared, pod: &Arc<Pod>, memory: &mut Memory) -> Outco
             // Once when it begins, then now and again while it lasts.
             if messages != memory.mount_errors || memory.mount_tries.is_multiple_of(12) {
                 for m in &messages {
-                    shared.recorder.pod(pod, Severity::Warning, "FailedMount", m.clone());
+                    shared
+                        .recorder
+                        .pod(pod, Severity::Warning, "FailedMount", m.clone());
                 }
             }
             memory.mount_errors = messages.clone();
@@ -168,11 +201,18 @@ fn deadline(shared: &Shared, pod: &Pod, status: &PodStatus) -> Option<Duration> 
         .and_then(|s| s.start_time)
         .or_else(|| status.start_time.clone())?;
     let gone = shared.clock.now().duration_since(start.0).as_secs();
-    Some(Duration::from_secs(u64::try_from(seconds - gone).unwrap_or(0)))
+    Some(Duration::from_secs(
+        u64::try_from(seconds - gone).unwrap_or(0),
+    ))
 }
 
 /// Makes what a pod needs on the node before anything of it can run.
-async fn prepare(shared: &Shared, pod: &Pod, observed: &Observed, running: bool) -> Option<Outcome> {
+async fn prepare(
+    shared: &Shared,
+    pod: &Pod,
+    observed: &Observed,
+    running: bool,
+) -> Option<Outcome> {
     if !shared.cgroups.exists(pod) {
         if running {
             // Somebody took the cgroup away from under the containers.
@@ -188,7 +228,12 @@ async fn prepare(shared: &Shared, pod: &Pod, observed: &Observed, running: bool)
         );
         if let Err(e) = shared.cgroups.create_pod(pod, &limits) {
             let message = format!("unable to ensure pod container exists: {e}");
-            shared.recorder.pod(pod, Severity::Warning, "FailedCreatePodContainer", message.clone());
+            shared.recorder.pod(
+                pod,
+                Severity::Warning,
+                "FailedCreatePodContainer",
+                message.clone(),
+            );
             return Some(Outcome::Failed(message, RETRY));
         }
     }
@@ -196,7 +241,9 @@ async fn prepare(shared: &Shared, pod: &Pod, observed: &Observed, running: bool)
     for d in [dir.clone(), dir.join("volumes"), dir.join("plugins")] {
         if let Err(e) = std::fs::create_dir_all(&d) {
             let message = format!("error making pod data directories: {e}");
-            shared.recorder.pod(pod, Severity::Warning, "Failed", message.clone());
+            shared
+                .recorder
+                .pod(pod, Severity::Warning, "Failed", message.clone());
             return Some(Outcome::Failed(message, RETRY));
         }
     }
@@ -206,8 +253,17 @@ async fn prepare(shared: &Shared, pod: &Pod, observed: &Observed, running: bool)
 /// The pull secrets of a pod that can be had; a missing one is told and skipped, as upstream does.
 async fn pull_secrets(shared: &Shared, pod: &Pod) -> Vec<Arc<Secret>> {
     let mut out = Vec::new();
-    for r in podutil::spec(pod).image_pull_secrets.iter().flatten().filter(|r| !r.name.is_empty()) {
-        match shared.objects.secret(podutil::uid(pod), podutil::namespace(pod), &r.name).await {
+    for r in podutil::spec(pod)
+        .image_pull_secrets
+        .iter()
+        .flatten()
+        .filter(|r| !r.name.is_empty())
+    {
+        match shared
+            .objects
+            .secret(podutil::uid(pod), podutil::namespace(pod), &r.name)
+            .await
+        {
             Ok(s) => out.push(s),
             Err(error) => {
                 warn!(pod = %podutil::describe(pod), secret = %r.name, %error, "a pull secret cannot be had");
@@ -253,16 +309,26 @@ async fn execute(
             remove_init_containers(shared, pod, observed, true).await;
         }
     } else {
-        let ip = observed.ips().first().map(String::as_str).unwrap_or_default();
+        let ip = observed
+            .ips()
+            .first()
+            .map(String::as_str)
+            .unwrap_or_default();
         for k in &plan.kill {
-            let Some(seen) = observed.containers.iter().find(|s| s.id == k.id) else { continue };
+            let Some(seen) = observed.containers.iter().find(|s| s.id == k.id) else {
+                continue;
+            };
             if let Err(e) = kill::container(shared, pod, seen, ip, &k.message, k.reason).await {
                 return Outcome::Failed(e.to_string(), RETRY);
             }
             changed = true;
         }
     }
-    if plan.start.is_empty() && plan.init.is_empty() && plan.ephemeral.is_empty() && !plan.create_sandbox {
+    if plan.start.is_empty()
+        && plan.init.is_empty()
+        && plan.ephemeral.is_empty()
+        && !plan.create_sandbox
+    {
         return if changed || plan.kill_pod && observed.running().next().is_some() {
             Outcome::Changed
         } else {
@@ -270,11 +336,21 @@ async fn execute(
         };
     }
     remove_init_containers(shared, pod, observed, false).await;
-    let (sandbox, warnings) = match config::sandbox(&shared.settings, pod, plan.attempt, shared.cgroups.parent(pod)) {
+    let (sandbox, warnings) = match config::sandbox(
+        &shared.settings,
+        pod,
+        plan.attempt,
+        shared.cgroups.parent(pod),
+    ) {
         Ok(x) => x,
         Err(e) => {
             let message = format!("Failed to create pod sandbox: {e}");
-            shared.recorder.pod(pod, Severity::Warning, "FailedCreatePodSandBox", message.clone());
+            shared.recorder.pod(
+                pod,
+                Severity::Warning,
+                "FailedCreatePodSandBox",
+                message.clone(),
+            );
             return Outcome::Failed(message, RETRY);
         }
     };
@@ -290,7 +366,9 @@ async fn execute(
                 ips = new_ips;
                 // The address is told before slow pulls.
                 if let Ok(fresh) = observed::observe(&*shared.runtime, podutil::uid(pod)).await {
-                    shared.status.set(pod, pod_status(shared, pod, &fresh, memory, false));
+                    shared
+                        .status
+                        .set(pod, pod_status(shared, pod, &fresh, memory, false));
                 }
             }
             Err(o) => return o,
@@ -321,7 +399,9 @@ async fn execute(
         Err(f) => {
             let wait = f.retry.unwrap_or(RETRY);
             next = Some(next.map_or(wait, |n| n.min(wait)));
-            memory.failures.insert(name.to_owned(), (f.reason.to_owned(), f.message));
+            memory
+                .failures
+                .insert(name.to_owned(), (f.reason.to_owned(), f.message));
             false
         }
     };
@@ -358,7 +438,11 @@ async fn execute(
         let status = pod_status(shared, pod, &fresh, memory, false);
         shared.status.set(pod, status);
     }
-    if changed { Outcome::Changed } else { Outcome::Done(next) }
+    if changed {
+        Outcome::Changed
+    } else {
+        Outcome::Done(next)
+    }
 }
 
 async fn create_sandbox(
@@ -383,28 +467,39 @@ async fn create_sandbox(
         .await
         .map_err(|e| failed(e.to_string()))?;
     info!(pod = %podutil::describe(pod), sandbox = %id, "created a sandbox");
-    let observed = observed::observe(&*shared.runtime, podutil::uid(pod)).await.map_err(|e| {
-        shared.recorder.pod(
-            pod,
-            Severity::Warning,
-            "FailedPodSandBoxStatus",
-            format!("Unable to get pod sandbox status: {e}"),
-        );
-        Outcome::Failed(e.to_string(), RETRY)
-    })?;
+    let observed = observed::observe(&*shared.runtime, podutil::uid(pod))
+        .await
+        .map_err(|e| {
+            shared.recorder.pod(
+                pod,
+                Severity::Warning,
+                "FailedPodSandBoxStatus",
+                format!("Unable to get pod sandbox status: {e}"),
+            );
+            Outcome::Failed(e.to_string(), RETRY)
+        })?;
     Ok((id, observed.ips().to_vec()))
 }
 
 /// The runtime handler of the pod's runtime class.
 async fn runtime_handler(shared: &Shared, pod: &Pod) -> Result<String, String> {
-    let Some(name) = podutil::spec(pod).runtime_class_name.as_deref().filter(|n| !n.is_empty()) else {
+    let Some(name) = podutil::spec(pod)
+        .runtime_class_name
+        .as_deref()
+        .filter(|n| !n.is_empty())
+    else {
         return Ok(String::new());
     };
-    let client = shared.client.clone().ok_or("a runtime class needs an API server")?;
+    let client = shared
+        .client
+        .clone()
+        .ok_or("a runtime class needs an API server")?;
     let api: kube::Api<k8s_openapi::api::node::v1::RuntimeClass> = kube::Api::all(client);
     match api.get_opt(name).await {
         Ok(Some(c)) => Ok(c.handler),
-        Ok(None) => Err(format!("failed to get sandbox runtime: RuntimeClass.node.k8s.io {name:?} not found")),
+        Ok(None) => Err(format!(
+            "failed to get sandbox runtime: RuntimeClass.node.k8s.io {name:?} not found"
+        )),
         Err(e) => Err(format!("failed to get sandbox runtime: {e}")),
     }
 }
@@ -416,9 +511,17 @@ fn in_backoff(
     c: &k8s_openapi::api::core::v1::Container,
     observed: &Observed,
 ) -> Option<Failure> {
-    let ended = observed.containers.iter().find(|s| s.name == c.name && s.state == RunState::Exited)?;
+    let ended = observed
+        .containers
+        .iter()
+        .find(|s| s.name == c.name && s.state == RunState::Exited)?;
     let since = ended.finished_at?;
-    let key = format!("{}/{}/{}", podutil::uid(pod), c.name, podutil::container_hash(c));
+    let key = format!(
+        "{}/{}/{}",
+        podutil::uid(pod),
+        c.name,
+        podutil::container_hash(c)
+    );
     let now = shared.clock.now();
     if let Some((left, whole)) = shared.crash_backoff.remaining_since(&key, since, now) {
         let whose = podutil::describe(pod);
@@ -427,7 +530,10 @@ fn in_backoff(
             &c.name,
             Severity::Warning,
             "BackOff",
-            format!("Back-off restarting failed container {} in pod {whose}", c.name),
+            format!(
+                "Back-off restarting failed container {} in pod {whose}",
+                c.name
+            ),
         );
         return Some(Failure {
             reason: "CrashLoopBackOff",
@@ -448,7 +554,10 @@ fn in_backoff(
 async fn remove_init_containers(shared: &Shared, pod: &Pod, observed: &Observed, all: bool) {
     for c in podutil::init_containers(pod) {
         let of_name = observed.containers.iter().filter(|s| s.name == c.name);
-        for s in of_name.skip(usize::from(!all)).filter(|s| all || s.state == RunState::Exited) {
+        for s in of_name
+            .skip(usize::from(!all))
+            .filter(|s| all || s.state == RunState::Exited)
+        {
             if let Err(error) = shared.runtime.remove_container(&s.id).await {
                 warn!(container = %c.name, id = %s.id, %error, "could not remove an init container");
             }
@@ -457,7 +566,12 @@ async fn remove_init_containers(shared: &Shared, pod: &Pod, observed: &Observed,
 }
 
 /// Ends a pod: its containers within their grace, then the sandbox, then the last status.
-pub async fn terminate(shared: &Shared, pod: &Arc<Pod>, memory: &Memory, grace: Option<i64>) -> Result<(), String> {
+pub async fn terminate(
+    shared: &Shared,
+    pod: &Arc<Pod>,
+    memory: &Memory,
+    grace: Option<i64>,
+) -> Result<(), String> {
     let uid = podutil::uid(pod);
     let observed = observed::observe(&*shared.runtime, uid)
         .await
@@ -466,17 +580,28 @@ pub async fn terminate(shared: &Shared, pod: &Arc<Pod>, memory: &Memory, grace: 
     shared.status.set(pod, status);
     shared.probes.stop_restarting(uid);
     if let Err(e) = kill::all(shared, Some(pod), &observed, grace).await {
-        shared.recorder.pod(pod, Severity::Warning, "FailedKillPod", format!("error killing pod: {e}"));
+        shared.recorder.pod(
+            pod,
+            Severity::Warning,
+            "FailedKillPod",
+            format!("error killing pod: {e}"),
+        );
         return Err(format!("error killing pod: {e}"));
     }
     shared.probes.remove_pod(uid);
     let mut stopped = observed::observe(&*shared.runtime, uid)
         .await
         .map_err(|e| format!("unable to read pod status prior to final pod termination: {e}"))?;
-    let running: Vec<&str> =
-        stopped.containers.iter().filter(|s| s.state == RunState::Running).map(|s| s.id.as_str()).collect();
+    let running: Vec<&str> = stopped
+        .containers
+        .iter()
+        .filter(|s| s.state == RunState::Running)
+        .map(|s| s.id.as_str())
+        .collect();
     if !running.is_empty() {
-        return Err(format!("detected running containers after a successful KillPod, CRI violation: {running:?}"));
+        return Err(format!(
+            "detected running containers after a successful KillPod, CRI violation: {running:?}"
+        ));
     }
     // The address stays in the status after the sandbox has lost it.
     if let (Some(now), Some(before)) = (stopped.sandboxes.first_mut(), observed.sandboxes.first())
@@ -499,23 +624,49 @@ pub async fn clean_up(shared: &Shared, pod: &Arc<Pod>) -> Result<(), String> {
     let uid = podutil::uid(pod);
     shared.volumes.tear_down(uid).await?;
     shared.objects.forget(uid);
-    shared.cgroups.remove_pod(uid).await.map_err(|e| e.to_string())?;
+    shared
+        .cgroups
+        .remove_pod(uid)
+        .await
+        .map_err(|e| e.to_string())?;
     shared.status.finish(pod);
     Ok(())
 }
 
 /// Takes away all that is left of a pod that is no more: containers, sandboxes, directories, logs.
-pub async fn remove(shared: &Shared, uid: &str, logs: Option<std::path::PathBuf>) -> Result<(), String> {
-    let observed = observed::observe(&*shared.runtime, uid).await.map_err(|e| e.to_string())?;
+pub async fn remove(
+    shared: &Shared,
+    uid: &str,
+    logs: Option<std::path::PathBuf>,
+) -> Result<(), String> {
+    let observed = observed::observe(&*shared.runtime, uid)
+        .await
+        .map_err(|e| e.to_string())?;
     for c in &observed.containers {
-        shared.runtime.remove_container(&c.id).await.map_err(|e| e.to_string())?;
+        shared
+            .runtime
+            .remove_container(&c.id)
+            .await
+            .map_err(|e| e.to_string())?;
     }
     for s in &observed.sandboxes {
-        shared.runtime.stop_pod_sandbox(&s.id).await.map_err(|e| e.to_string())?;
-        shared.runtime.remove_pod_sandbox(&s.id).await.map_err(|e| e.to_string())?;
+        shared
+            .runtime
+            .stop_pod_sandbox(&s.id)
+            .await
+            .map_err(|e| e.to_string())?;
+        shared
+            .runtime
+            .remove_pod_sandbox(&s.id)
+            .await
+            .map_err(|e| e.to_string())?;
     }
     shared.volumes.remove_pod_dir(uid).await?;
-    shared.cgroups.remove_pod(uid).await.map_err(|e| e.to_string())?;
+    shared
+        .cgroups
+        .remove_pod(uid)
+        .await
+        .map_err(|e| e.to_string())?;
     shared.crash_backoff.forget_prefix(&format!("{uid}/"));
     shared.images.forget(uid);
     shared.objects.forget(uid);

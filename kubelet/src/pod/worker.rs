@@ -76,6 +76,15 @@ enum Phase {
 
 const LONG: Duration = Duration::from_secs(3600);
 
+/// After a change the runtime is looked at a few times in quick succession: short-lived containers end, and pods
+/// become ready, sooner than the next listing.
+const SETTLE: [Duration; 4] = [
+    Duration::from_millis(60),
+    Duration::from_millis(120),
+    Duration::from_millis(250),
+    Duration::from_millis(500),
+];
+
 /// Works for one pod until it is gone without a trace, or until `shutdown`, which leaves its containers running.
 pub async fn run(
     shared: Arc<Shared>,
@@ -85,6 +94,7 @@ pub async fn run(
 ) {
     let mut memory = Memory::default();
     let mut phase = Phase::Syncing;
+    let mut settle = SETTLE.len();
     loop {
         let d = desired.borrow_and_update().clone();
         let uid = podutil::uid(&d.pod).to_owned();
@@ -100,8 +110,15 @@ pub async fn run(
                     // A pod that is to end does not wait for a slow pull.
                     _ = ending.wait_for(Desired::must_end) => continue,
                     outcome = sync::sync(&shared, &d.pod, &mut memory) => match outcome {
-                        Outcome::Changed => Duration::ZERO,
-                        Outcome::Done(next) => next.unwrap_or(LONG).min(resync(&shared)),
+                        Outcome::Changed => {
+                            settle = 0;
+                            Duration::ZERO
+                        }
+                        Outcome::Done(next) => {
+                            let soon = SETTLE.get(settle).copied().unwrap_or(LONG);
+                            settle = settle.saturating_add(1);
+                            next.unwrap_or(LONG).min(resync(&shared)).min(soon)
+                        }
                         Outcome::Terminal => {
                             phase = Phase::Terminating;
                             Duration::ZERO
@@ -187,7 +204,12 @@ pub async fn run(
 
 /// The longest time between two looks, spread so that not all pods come at once.
 fn resync(shared: &Shared) -> Duration {
-    let base = shared.config.file.sync_frequency.0.max(Duration::from_secs(1));
+    let base = shared
+        .config
+        .file
+        .sync_frequency
+        .0
+        .max(Duration::from_secs(1));
     let mut byte = [0u8; 1];
     shared.clock.fill_random(&mut byte);
     base.mul_f64(1.0 + f64::from(byte[0]) / 512.0)

@@ -50,23 +50,29 @@ pub async fn check(host: &str, port: u16, service: &str, timeout: Duration) -> A
     };
     let mut grpc = tonic::client::Grpc::new(channel);
     let call = async {
-        grpc.ready().await.map_err(|e| tonic::Status::unavailable(e.to_string()))?;
+        grpc.ready()
+            .await
+            .map_err(|e| tonic::Status::unavailable(e.to_string()))?;
         grpc.unary(
-            tonic::Request::new(HealthCheckRequest { service: service.to_owned() }),
+            tonic::Request::new(HealthCheckRequest {
+                service: service.to_owned(),
+            }),
             PathAndQuery::from_static("/grpc.health.v1.Health/Check"),
             ProstCodec::<HealthCheckRequest, HealthCheckResponse>::default(),
         )
         .await
     };
     match tokio::time::timeout_at(deadline, call).await {
-        Err(_) => Answer::Failure(format!("timeout: health rpc did not complete within {shown}")),
+        Err(_) => Answer::Failure(format!(
+            "timeout: health rpc did not complete within {shown}"
+        )),
         Ok(Err(s)) if s.code() == tonic::Code::Unimplemented => Answer::Failure(format!(
             "error: this server does not implement the grpc health protocol (grpc.health.v1.Health): {}",
             s.message()
         )),
-        Ok(Err(s)) if s.code() == tonic::Code::DeadlineExceeded => {
-            Answer::Failure(format!("timeout: health rpc did not complete within {shown}"))
-        }
+        Ok(Err(s)) if s.code() == tonic::Code::DeadlineExceeded => Answer::Failure(format!(
+            "timeout: health rpc did not complete within {shown}"
+        )),
         Ok(Err(s)) => Answer::Failure(format!(
             "error: health rpc probe failed: rpc error: code = {:?} desc = {}",
             s.code(),
@@ -76,7 +82,9 @@ pub async fn check(host: &str, port: u16, service: &str, timeout: Duration) -> A
             1 => Answer::Success,
             0 => Answer::Failure("service unhealthy (responded with \"UNKNOWN\")".to_owned()),
             2 => Answer::Failure("service unhealthy (responded with \"NOT_SERVING\")".to_owned()),
-            3 => Answer::Failure("service unhealthy (responded with \"SERVICE_UNKNOWN\")".to_owned()),
+            3 => {
+                Answer::Failure("service unhealthy (responded with \"SERVICE_UNKNOWN\")".to_owned())
+            }
             n => Answer::Failure(format!("service unhealthy (responded with \"{n}\")")),
         },
     }

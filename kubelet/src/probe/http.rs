@@ -34,17 +34,39 @@ impl Target {
     pub fn new(get: &HTTPGetAction, container: &Container, pod_ip: &str) -> Result<Self, String> {
         let path = get.path.as_deref().unwrap_or_default();
         Ok(Target {
-            https: get.scheme.as_deref().unwrap_or("HTTP").eq_ignore_ascii_case("https"),
-            host: get.host.as_deref().filter(|h| !h.is_empty()).unwrap_or(pod_ip).to_owned(),
+            https: get
+                .scheme
+                .as_deref()
+                .unwrap_or("HTTP")
+                .eq_ignore_ascii_case("https"),
+            host: get
+                .host
+                .as_deref()
+                .filter(|h| !h.is_empty())
+                .unwrap_or(pod_ip)
+                .to_owned(),
             port: podutil::resolve_port(&get.port, container)?,
-            path: if path.starts_with('/') { path.to_owned() } else { format!("/{path}") },
-            headers: get.http_headers.iter().flatten().map(|h| (h.name.clone(), h.value.clone())).collect(),
+            path: if path.starts_with('/') {
+                path.to_owned()
+            } else {
+                format!("/{path}")
+            },
+            headers: get
+                .http_headers
+                .iter()
+                .flatten()
+                .map(|h| (h.name.clone(), h.value.clone()))
+                .collect(),
         })
     }
 
     fn url(&self) -> String {
         let scheme = if self.https { "https" } else { "http" };
-        format!("{scheme}://{}{}", host_port(&self.host, self.port), self.path)
+        format!(
+            "{scheme}://{}{}",
+            host_port(&self.host, self.port),
+            self.path
+        )
     }
 }
 
@@ -71,7 +93,12 @@ pub async fn get(target: &Target, user_agent: &str, timeout: Duration) -> Result
             };
             match follow(&target, &location) {
                 Some(next) => target = next,
-                None => return Ok(Response { redirect_stopped: true, ..response }),
+                None => {
+                    return Ok(Response {
+                        redirect_stopped: true,
+                        ..response
+                    });
+                }
             }
         }
         Err(format!("stopped after {MAX_REDIRECTS} redirects"))
@@ -99,24 +126,36 @@ fn follow(from: &Target, location: &str) -> Option<Target> {
     }
     next.https = uri.scheme_str() == Some("https");
     next.port = uri.port_u16().unwrap_or(if next.https { 443 } else { 80 });
-    next.path = uri.path_and_query().map_or_else(|| "/".to_owned(), |p| p.as_str().to_owned());
+    next.path = uri
+        .path_and_query()
+        .map_or_else(|| "/".to_owned(), |p| p.as_str().to_owned());
     Some(next)
 }
 
 trait Io: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send {}
 impl<T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send> Io for T {}
 
-async fn get_once(t: &Target, user_agent: &str, timeout: Duration) -> Result<(Response, Option<String>), String> {
+async fn get_once(
+    t: &Target,
+    user_agent: &str,
+    timeout: Duration,
+) -> Result<(Response, Option<String>), String> {
     let tcp = dial(&t.host, t.port, timeout).await?;
     let io: Box<dyn Io> = if t.https {
         let name = ServerName::try_from(t.host.clone()).map_err(|e| e.to_string())?;
         let connector = tokio_rustls::TlsConnector::from(Arc::new(lenient_tls()?));
-        Box::new(connector.connect(name, tcp).await.map_err(|e| e.to_string())?)
+        Box::new(
+            connector
+                .connect(name, tcp)
+                .await
+                .map_err(|e| e.to_string())?,
+        )
     } else {
         Box::new(tcp)
     };
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(io)).await.map_err(|e| e.to_string())?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(io))
+        .await
+        .map_err(|e| e.to_string())?;
     let mut request = hyper::Request::builder().method("GET").uri(&t.path);
     let mut seen = (false, false, false);
     for (name, value) in &t.headers {
@@ -147,29 +186,36 @@ async fn get_once(t: &Target, user_agent: &str, timeout: Duration) -> Result<(Re
         .header("Connection", "close")
         .body(Empty::<Bytes>::new())
         .map_err(|e| e.to_string())?;
-    let exchange = async {
-        let mut response = sender.send_request(request).await.map_err(|e| match e.is_incomplete_message() {
-            true => "EOF".to_owned(),
-            false => e.to_string(),
-        })?;
-        let mut body = Vec::new();
-        while let Some(frame) = response.body_mut().frame().await {
-            if let Some(data) = frame.map_err(|e| e.to_string())?.data_ref() {
-                body.extend_from_slice(data);
+    let exchange =
+        async {
+            let mut response = sender.send_request(request).await.map_err(|e| {
+                match e.is_incomplete_message() {
+                    true => "EOF".to_owned(),
+                    false => e.to_string(),
+                }
+            })?;
+            let mut body = Vec::new();
+            while let Some(frame) = response.body_mut().frame().await {
+                if let Some(data) = frame.map_err(|e| e.to_string())?.data_ref() {
+                    body.extend_from_slice(data);
+                }
+                if body.len() >= MAX_BODY {
+                    body.truncate(MAX_BODY);
+                    break;
+                }
             }
-            if body.len() >= MAX_BODY {
-                body.truncate(MAX_BODY);
-                break;
-            }
-        }
-        let location = response.headers().get("location").and_then(|v| v.to_str().ok()).map(str::to_owned);
-        let answer = Response {
-            code: response.status().as_u16(),
-            body: String::from_utf8_lossy(&body).into_owned(),
-            redirect_stopped: false,
+            let location = response
+                .headers()
+                .get("location")
+                .and_then(|v| v.to_str().ok())
+                .map(str::to_owned);
+            let answer = Response {
+                code: response.status().as_u16(),
+                body: String::from_utf8_lossy(&body).into_owned(),
+                redirect_stopped: false,
+            };
+            Ok((answer, location))
         };
-        Ok((answer, location))
-    };
     tokio::pin!(exchange);
     tokio::pin!(connection);
     tokio::select! {
@@ -181,12 +227,14 @@ async fn get_once(t: &Target, user_agent: &str, timeout: Duration) -> Result<(Re
 
 fn lenient_tls() -> Result<rustls::ClientConfig, String> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    Ok(rustls::ClientConfig::builder_with_provider(provider.clone())
-        .with_safe_default_protocol_versions()
-        .map_err(|e| e.to_string())?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
-        .with_no_client_auth())
+    Ok(
+        rustls::ClientConfig::builder_with_provider(provider.clone())
+            .with_safe_default_protocol_versions()
+            .map_err(|e| e.to_string())?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
+            .with_no_client_auth(),
+    )
 }
 
 /// Probes take any certificate: they ask whether something answers, not who it is.

@@ -101,9 +101,11 @@ impl Probes {
     /// Starts workers for all probes of the pod that have none.
     pub fn add_pod(&self, pod: &Arc<Pod>) {
         let Some(me) = self.me.upgrade() else { return };
-        let relevant = podutil::containers(pod)
-            .iter()
-            .chain(podutil::init_containers(pod).iter().filter(|c| podutil::is_sidecar(c)));
+        let relevant = podutil::containers(pod).iter().chain(
+            podutil::init_containers(pod)
+                .iter()
+                .filter(|c| podutil::is_sidecar(c)),
+        );
         for c in relevant {
             for (kind, spec) in [
                 (Kind::Startup, &c.startup_probe),
@@ -117,7 +119,13 @@ impl Probes {
                     continue;
                 }
                 let (stop, trigger) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
-                workers.insert(key.clone(), Worker { stop: stop.clone(), trigger: trigger.clone() });
+                workers.insert(
+                    key.clone(),
+                    Worker {
+                        stop: stop.clone(),
+                        trigger: trigger.clone(),
+                    },
+                );
                 let task = Task {
                     probes: me.clone(),
                     key,
@@ -163,7 +171,10 @@ impl Probes {
     }
 
     fn set(&self, uid: &str, container_id: &str, kind: Kind, outcome: Outcome) {
-        let old = self.results.lock().insert((container_id.to_owned(), kind), outcome);
+        let old = self
+            .results
+            .lock()
+            .insert((container_id.to_owned(), kind), outcome);
         if old != Some(outcome) {
             (self.changed)(uid);
         }
@@ -178,11 +189,16 @@ impl Probes {
 
 impl ProbeView for Probes {
     fn outcome(&self, container_id: &str, kind: Kind) -> Option<Outcome> {
-        self.results.lock().get(&(container_id.to_owned(), kind)).copied()
+        self.results
+            .lock()
+            .get(&(container_id.to_owned(), kind))
+            .copied()
     }
 
     fn is_probed(&self, uid: &str, container: &str, kind: Kind) -> bool {
-        self.workers.lock().contains_key(&(uid.to_owned(), container.to_owned(), kind))
+        self.workers
+            .lock()
+            .contains_key(&(uid.to_owned(), container.to_owned(), kind))
     }
 
     fn began(&self) -> Timestamp {
@@ -240,15 +256,29 @@ impl Task {
     /// Probes once; returns whether to go on (upstream `worker.doProbe`).
     async fn probe_once(&mut self) -> bool {
         let kind = self.key.2;
-        let Some(status) = self.probes.status.get(&self.key.0) else { return true };
+        let Some(status) = self.probes.status.get(&self.key.0) else {
+            return true;
+        };
         if podutil::is_terminal_phase(status.phase.as_deref()) {
             return false;
         }
-        let find = |l: &Option<Vec<_>>| l.as_deref().and_then(|l| podutil::status_of(l, &self.key.1)).cloned();
-        let Some(c) = find(&status.container_statuses).or_else(|| find(&status.init_container_statuses)) else {
+        let find = |l: &Option<Vec<_>>| {
+            l.as_deref()
+                .and_then(|l| podutil::status_of(l, &self.key.1))
+                .cloned()
+        };
+        let Some(c) =
+            find(&status.container_statuses).or_else(|| find(&status.init_container_statuses))
+        else {
             return true;
         };
-        let Some(id) = c.container_id.as_deref().and_then(|x| x.split("://").nth(1)) else { return true };
+        let Some(id) = c
+            .container_id
+            .as_deref()
+            .and_then(|x| x.split("://").nth(1))
+        else {
+            return true;
+        };
         let running = c.state.as_ref().and_then(|s| s.running.as_ref());
         if id != self.container_id {
             self.probes.forget(&self.container_id, kind);
@@ -296,7 +326,9 @@ impl Task {
         if started == (kind == Kind::Startup) {
             return true;
         }
-        let Some(outcome) = self.ask(&status).await else { return true };
+        let Some(outcome) = self.ask(&status).await else {
+            return true;
+        };
         if self.last == Some(outcome) {
             self.run = self.run.saturating_add(1);
         } else {
@@ -310,7 +342,8 @@ impl Task {
         if self.run < threshold {
             return true;
         }
-        self.probes.set(&self.key.0, &self.container_id, kind, outcome);
+        self.probes
+            .set(&self.key.0, &self.container_id, kind, outcome);
         if kind == Kind::Startup || (kind == Kind::Liveness && outcome == Outcome::Failure) {
             // Nothing is asked of a container that is about to be restarted, or that has started.
             self.on_hold = true;
@@ -333,7 +366,13 @@ impl Task {
             )
             .await;
             let event = |reason: &'static str, message: String| {
-                self.probes.recorder.container(&self.pod, &self.container.name, Severity::Warning, reason, message);
+                self.probes.recorder.container(
+                    &self.pod,
+                    &self.container.name,
+                    Severity::Warning,
+                    reason,
+                    message,
+                );
             };
             match result {
                 run::Answer::Success => return Some(Outcome::Success),

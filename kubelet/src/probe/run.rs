@@ -28,10 +28,17 @@ pub enum Answer {
 }
 
 /// Asks once.
-pub async fn run(runtime: &dyn Runtime, probe: &Probe, container: &Container, id: &str, pod_ip: &str) -> Answer {
+pub async fn run(
+    runtime: &dyn Runtime,
+    probe: &Probe,
+    container: &Container,
+    id: &str,
+    pod_ip: &str,
+) -> Answer {
     let timeout = Duration::from_secs(probe.timeout_seconds.unwrap_or(1).max(1) as u64);
     if let Some(exec) = &probe.exec {
-        let command = expand::command_static(exec.command.as_deref().unwrap_or_default(), container);
+        let command =
+            expand::command_static(exec.command.as_deref().unwrap_or_default(), container);
         return exec_probe(runtime, id, command, timeout).await;
     }
     if let Some(get) = &probe.http_get {
@@ -41,9 +48,10 @@ pub async fn run(runtime: &dyn Runtime, probe: &Probe, container: &Container, id
         };
         return match http::get(&request, "kube-probe/1.36", timeout).await {
             Err(e) => Answer::Failure(e),
-            Ok(r) if r.redirect_stopped => {
-                Answer::Warning(format!("Probe terminated redirects, Response body: {}", r.body))
-            }
+            Ok(r) if r.redirect_stopped => Answer::Warning(format!(
+                "Probe terminated redirects, Response body: {}",
+                r.body
+            )),
             Ok(r) if (200..400).contains(&r.code) => Answer::Success,
             Ok(r) => Answer::Failure(format!("HTTP probe failed with statuscode: {}", r.code)),
         };
@@ -53,7 +61,11 @@ pub async fn run(runtime: &dyn Runtime, probe: &Probe, container: &Container, id
             Ok(p) => p,
             Err(e) => return Answer::Error(e),
         };
-        let host = tcp.host.as_deref().filter(|h| !h.is_empty()).unwrap_or(pod_ip);
+        let host = tcp
+            .host
+            .as_deref()
+            .filter(|h| !h.is_empty())
+            .unwrap_or(pod_ip);
         return match dial(host, port, timeout).await {
             Ok(_) => Answer::Success,
             Err(e) => Answer::Failure(e),
@@ -63,12 +75,23 @@ pub async fn run(runtime: &dyn Runtime, probe: &Probe, container: &Container, id
         let Ok(port) = u16::try_from(g.port) else {
             return Answer::Error(format!("invalid port number: {}", g.port));
         };
-        return grpc::check(pod_ip, port, g.service.as_deref().unwrap_or_default(), timeout).await;
+        return grpc::check(
+            pod_ip,
+            port,
+            g.service.as_deref().unwrap_or_default(),
+            timeout,
+        )
+        .await;
     }
     Answer::Error(format!("missing probe handler for {}", container.name))
 }
 
-async fn exec_probe(runtime: &dyn Runtime, id: &str, command: Vec<String>, timeout: Duration) -> Answer {
+async fn exec_probe(
+    runtime: &dyn Runtime,
+    id: &str,
+    command: Vec<String>,
+    timeout: Duration,
+) -> Answer {
     let shown = command.join(" ");
     match runtime.exec_sync(id, command, timeout).await {
         Ok(r) if r.exit_code == 0 => Answer::Success,
@@ -88,11 +111,19 @@ async fn exec_probe(runtime: &dyn Runtime, id: &str, command: Vec<String>, timeo
 
 /// A host and port as Go joins them.
 pub fn host_port(host: &str, port: u16) -> String {
-    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+    if host.contains(':') {
+        format!("[{host}]:{port}")
+    } else {
+        format!("{host}:{port}")
+    }
 }
 
 /// Connects, with errors worded as Go's dialer words them.
-pub async fn dial(host: &str, port: u16, timeout: Duration) -> Result<tokio::net::TcpStream, String> {
+pub async fn dial(
+    host: &str,
+    port: u16,
+    timeout: Duration,
+) -> Result<tokio::net::TcpStream, String> {
     let shown = host_port(host, port);
     let connect = async {
         match host.parse::<IpAddr>() {

@@ -50,7 +50,12 @@ pub fn parse(line: &[u8]) -> Option<Record<'_>> {
         return None;
     }
     let partial = tag.split(':').next() == Some("P");
-    Some(Record { time, stream, partial, text: rest })
+    Some(Record {
+        time,
+        stream,
+        partial,
+        text: rest,
+    })
 }
 
 /// The end of a log as plain text: at most so many lines, and so many bytes.
@@ -96,17 +101,38 @@ mod tests {
     #[test]
     fn records_and_tails() {
         let r = parse(b"2016-10-06T00:17:09.669794202Z stdout F hello world").unwrap();
-        assert_eq!((r.stream, r.partial, r.text), ("stdout", false, &b"hello world"[..]));
+        assert_eq!(
+            (r.stream, r.partial, r.text),
+            ("stdout", false, &b"hello world"[..])
+        );
         assert!(r.timestamp().is_some());
-        assert!(parse(b"2016-10-06T00:17:09Z stderr P:x part").unwrap().partial);
+        assert!(
+            parse(b"2016-10-06T00:17:09Z stderr P:x part")
+                .unwrap()
+                .partial
+        );
         assert_eq!(parse(b"2016-10-06T00:17:09Z stderr F").unwrap().text, b"");
         for bad in [&b""[..], b"x", b"2016 stdin F x"] {
             assert_eq!(parse(bad), None);
         }
         let file = tempfile::NamedTempFile::new().unwrap();
         let line = |t: &str, s: &str| format!("2016-10-06T00:17:09Z stdout {t} {s}\n");
-        std::fs::write(file.path(), [line("F", "one"), line("P", "tw"), line("F", "o"), line("F", "three")].concat()).unwrap();
-        for (lines, bytes, want) in [(80, 2048, "one\ntwo\nthree\n"), (2, 2048, "two\nthree\n"), (80, 4, "ree\n")] {
+        std::fs::write(
+            file.path(),
+            [
+                line("F", "one"),
+                line("P", "tw"),
+                line("F", "o"),
+                line("F", "three"),
+            ]
+            .concat(),
+        )
+        .unwrap();
+        for (lines, bytes, want) in [
+            (80, 2048, "one\ntwo\nthree\n"),
+            (2, 2048, "two\nthree\n"),
+            (80, 4, "ree\n"),
+        ] {
             assert_eq!(last_lines(file.path(), lines, bytes).unwrap(), want);
         }
     }

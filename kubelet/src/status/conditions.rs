@@ -59,10 +59,16 @@ pub fn containers_ready(pod: &Pod, statuses: &[ContainerStatus], phase: &str) ->
     }
     let mut messages = Vec::new();
     if !unknown.is_empty() {
-        messages.push(format!("containers with unknown status: {}", list(&unknown)));
+        messages.push(format!(
+            "containers with unknown status: {}",
+            list(&unknown)
+        ));
     }
     if !unready.is_empty() {
-        messages.push(format!("containers with unready status: {}", list(&unready)));
+        messages.push(format!(
+            "containers with unready status: {}",
+            list(&unready)
+        ));
     }
     if messages.is_empty() {
         make(pod, kind, true, "", String::new())
@@ -72,10 +78,18 @@ pub fn containers_ready(pod: &Pod, statuses: &[ContainerStatus], phase: &str) ->
 }
 
 /// `Ready`: all containers, and the readiness gates among `others`.
-pub fn ready(pod: &Pod, others: &[PodCondition], statuses: &[ContainerStatus], phase: &str) -> PodCondition {
+pub fn ready(
+    pod: &Pod,
+    others: &[PodCondition],
+    statuses: &[ContainerStatus],
+    phase: &str,
+) -> PodCondition {
     let base = containers_ready(pod, statuses, phase);
     if base.status != "True" {
-        return PodCondition { type_: "Ready".to_owned(), ..base };
+        return PodCondition {
+            type_: "Ready".to_owned(),
+            ..base
+        };
     }
     let mut messages = Vec::new();
     for gate in podutil::spec(pod).readiness_gates.iter().flatten() {
@@ -94,19 +108,34 @@ pub fn ready(pod: &Pod, others: &[PodCondition], statuses: &[ContainerStatus], p
     if messages.is_empty() {
         make(pod, "Ready", true, "", String::new())
     } else {
-        make(pod, "Ready", false, "ReadinessGatesNotReady", messages.join(", "))
+        make(
+            pod,
+            "Ready",
+            false,
+            "ReadinessGatesNotReady",
+            messages.join(", "),
+        )
     }
 }
 
 /// `Initialized`.
-pub fn initialized(pod: &Pod, old: &PodStatus, statuses: &[ContainerStatus], phase: &str) -> PodCondition {
+pub fn initialized(
+    pod: &Pod,
+    old: &PodStatus,
+    statuses: &[ContainerStatus],
+    phase: &str,
+) -> PodCondition {
     let kind = "Initialized";
     let (mut unknown, mut incomplete) = (Vec::new(), Vec::new());
     for c in podutil::init_containers(pod) {
         match podutil::status_of(statuses, &c.name) {
             None => unknown.push(c.name.as_str()),
             Some(s) => {
-                let done = if podutil::is_sidecar(c) { s.started == Some(true) } else { s.ready };
+                let done = if podutil::is_sidecar(c) {
+                    s.started == Some(true)
+                } else {
+                    s.ready
+                };
                 if !done {
                     incomplete.push(c.name.as_str());
                 }
@@ -121,16 +150,32 @@ pub fn initialized(pod: &Pod, old: &PodStatus, statuses: &[ContainerStatus], pha
         .filter_map(|c| podutil::status_of(statuses, &c.name))
         .filter_map(|s| s.state.as_ref())
         .any(|s| s.running.is_some() || s.terminated.is_some());
-    let was = old.conditions.as_deref().and_then(|c| podutil::condition(c, kind)).is_some_and(|c| c.status == "True");
+    let was = old
+        .conditions
+        .as_deref()
+        .and_then(|c| podutil::condition(c, kind))
+        .is_some_and(|c| c.status == "True");
     if regular_started || (unknown.is_empty() && incomplete.is_empty()) || was {
         return make(pod, kind, true, "", String::new());
     }
     let mut messages = Vec::new();
     if !unknown.is_empty() {
-        messages.push(format!("containers with unknown status: {}", list(&unknown)));
+        messages.push(format!(
+            "containers with unknown status: {}",
+            list(&unknown)
+        ));
     }
     if !incomplete.is_empty() {
-        messages.push(format!("containers with incomplete status: {}", list(&incomplete)));
+        messages.push(format!(
+            "containers with incomplete status: {}",
+            list(&incomplete)
+        ));
     }
-    make(pod, kind, false, "ContainersNotInitialized", messages.join(", "))
+    make(
+        pod,
+        kind,
+        false,
+        "ContainersNotInitialized",
+        messages.join(", "),
+    )
 }

@@ -4,8 +4,9 @@
 use std::collections::HashMap;
 
 use k8s_openapi::api::core::v1::{
-    Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
-    ContainerUser, HostIP, LinuxContainerUser, Pod, PodIP, PodStatus, VolumeMountStatus,
+    Container, ContainerState, ContainerStateRunning, ContainerStateTerminated,
+    ContainerStateWaiting, ContainerStatus, ContainerUser, HostIP, LinuxContainerUser, Pod, PodIP,
+    PodStatus, VolumeMountStatus,
 };
 
 use super::conditions;
@@ -53,17 +54,34 @@ pub fn generate(i: &Inputs<'_>) -> PodStatus {
     let pod = i.pod;
     let api = pod.status.clone().unwrap_or_default();
     let ips = i.observed.ips();
-    let ephemeral: Vec<Container> =
-        podutil::ephemeral_containers(pod).iter().map(podutil::ephemeral_as_container).collect();
+    let ephemeral: Vec<Container> = podutil::ephemeral_containers(pod)
+        .iter()
+        .map(podutil::ephemeral_as_container)
+        .collect();
     let mut s = PodStatus {
         pod_ip: ips.first().cloned(),
         pod_ips: (!ips.is_empty()).then(|| ips.iter().map(|ip| PodIP { ip: ip.clone() }).collect()),
         qos_class: Some(resources::qos(pod).as_str().to_owned()),
-        container_statuses: Some(statuses(i, podutil::containers(pod), &i.old.container_statuses, false)),
-        init_container_statuses: Some(statuses(i, podutil::init_containers(pod), &i.old.init_container_statuses, true))
-            .filter(|l| !l.is_empty()),
-        ephemeral_container_statuses: Some(statuses(i, &ephemeral, &i.old.ephemeral_container_statuses, false))
-            .filter(|l| !l.is_empty()),
+        container_statuses: Some(statuses(
+            i,
+            podutil::containers(pod),
+            &i.old.container_statuses,
+            false,
+        )),
+        init_container_statuses: Some(statuses(
+            i,
+            podutil::init_containers(pod),
+            &i.old.init_container_statuses,
+            true,
+        ))
+        .filter(|l| !l.is_empty()),
+        ephemeral_container_statuses: Some(statuses(
+            i,
+            &ephemeral,
+            &i.old.ephemeral_container_statuses,
+            false,
+        ))
+        .filter(|l| !l.is_empty()),
         resource_claim_statuses: api.resource_claim_statuses.clone(),
         nominated_node_name: api.nominated_node_name.clone(),
         observed_generation: pod.metadata.generation,
@@ -79,13 +97,26 @@ pub fn generate(i: &Inputs<'_>) -> PodStatus {
     let mut phase = self::phase(pod, &all, i.terminal, active).to_owned();
     // A terminal phase is never left, whoever noted it first.
     if !podutil::is_terminal_phase(Some(&phase)) {
-        if let Some(p) = i.old.phase.clone().filter(|p| podutil::is_terminal_phase(Some(p))) {
+        if let Some(p) = i
+            .old
+            .phase
+            .clone()
+            .filter(|p| podutil::is_terminal_phase(Some(p)))
+        {
             phase = p;
-        } else if let Some(p) = api.phase.clone().filter(|p| podutil::is_terminal_phase(Some(p))) {
+        } else if let Some(p) = api
+            .phase
+            .clone()
+            .filter(|p| podutil::is_terminal_phase(Some(p)))
+        {
             phase = p;
         }
     }
-    if let Some(p) = api.phase.clone().filter(|p| podutil::is_terminal_phase(Some(p))) {
+    if let Some(p) = api
+        .phase
+        .clone()
+        .filter(|p| podutil::is_terminal_phase(Some(p)))
+    {
         phase = p;
     }
     if i.old.phase.as_deref() == Some(&phase) {
@@ -95,29 +126,61 @@ pub fn generate(i: &Inputs<'_>) -> PodStatus {
 
     apply_probes(i, &mut s);
 
-    let mut list: Vec<_> =
-        api.conditions.iter().flatten().filter(|c| !conditions::is_ours(&c.type_)).cloned().collect();
-    if let Some(c) = i.old.conditions.as_deref().and_then(|c| podutil::condition(c, "DisruptionTarget")) {
+    let mut list: Vec<_> = api
+        .conditions
+        .iter()
+        .flatten()
+        .filter(|c| !conditions::is_ours(&c.type_))
+        .cloned()
+        .collect();
+    if let Some(c) = i
+        .old
+        .conditions
+        .as_deref()
+        .and_then(|c| podutil::condition(c, "DisruptionTarget"))
+    {
         list.retain(|x| x.type_ != c.type_);
         list.push(c.clone());
     }
     let mut all = s.init_container_statuses.clone().unwrap_or_default();
     all.extend(s.container_statuses.clone().unwrap_or_default());
     let (needs_sandbox, _, _) = plan::sandbox_changed(pod, i.observed);
-    list.push(conditions::make(pod, "PodReadyToStartContainers", !needs_sandbox, "", String::new()));
+    list.push(conditions::make(
+        pod,
+        "PodReadyToStartContainers",
+        !needs_sandbox,
+        "",
+        String::new(),
+    ));
     list.push(conditions::initialized(pod, i.old, &all, &phase));
     let ready = conditions::ready(pod, &list, &all, &phase);
     list.push(ready);
     list.push(conditions::containers_ready(pod, &all, &phase));
-    list.push(conditions::make(pod, "PodScheduled", true, "", String::new()));
+    list.push(conditions::make(
+        pod,
+        "PodScheduled",
+        true,
+        "",
+        String::new(),
+    ));
     s.conditions = Some(list);
 
     if let Some(first) = i.host_ips.first() {
         s.host_ip = Some(first.clone());
-        s.host_ips = Some(i.host_ips.iter().map(|ip| HostIP { ip: ip.clone() }).collect());
+        s.host_ips = Some(
+            i.host_ips
+                .iter()
+                .map(|ip| HostIP { ip: ip.clone() })
+                .collect(),
+        );
         if podutil::is_host_network(pod) && s.pod_ip.is_none() {
             s.pod_ip = Some(first.clone());
-            s.pod_ips = Some(i.host_ips.iter().map(|ip| PodIP { ip: ip.clone() }).collect());
+            s.pod_ips = Some(
+                i.host_ips
+                    .iter()
+                    .map(|ip| PodIP { ip: ip.clone() })
+                    .collect(),
+            );
         }
     }
     s.phase = Some(phase);
@@ -155,7 +218,12 @@ fn is_running(s: &Option<ContainerState>) -> bool {
     s.as_ref().is_some_and(|s| s.running.is_some())
 }
 
-fn convert(i: &Inputs<'_>, c: &Container, seen: &Seen, old: Option<&ContainerStatus>) -> ContainerStatus {
+fn convert(
+    i: &Inputs<'_>,
+    c: &Container,
+    seen: &Seen,
+    old: Option<&ContainerStatus>,
+) -> ContainerStatus {
     let id = format!("{}://{}", i.runtime, seen.id);
     let mut s = ContainerStatus {
         name: seen.name.clone(),
@@ -186,7 +254,9 @@ fn convert(i: &Inputs<'_>, c: &Container, seen: &Seen, old: Option<&ContainerSta
     }
     s.state = Some(match seen.state {
         RunState::Running => ContainerState {
-            running: Some(ContainerStateRunning { started_at: seen.started_at.map(podutil::time) }),
+            running: Some(ContainerStateRunning {
+                started_at: seen.started_at.map(podutil::time),
+            }),
             ..ContainerState::default()
         },
         RunState::Created => waiting("", ""),
@@ -205,7 +275,11 @@ fn convert(i: &Inputs<'_>, c: &Container, seen: &Seen, old: Option<&ContainerSta
         RunState::Unknown => match old {
             Some(old) if is_running(&old.state) => {
                 s.restart_count = old.restart_count + 1;
-                terminated("ContainerStatusUnknown", "The container could not be located when the pod was terminated", 137)
+                terminated(
+                    "ContainerStatusUnknown",
+                    "The container could not be located when the pod was terminated",
+                    137,
+                )
             }
             _ => waiting("", ""),
         },
@@ -244,7 +318,11 @@ fn statuses(
     let pod = i.pod;
     let previous = previous.as_deref().unwrap_or_default();
     let has_init = !podutil::init_containers(pod).is_empty();
-    let default_reason = if has_init { "PodInitializing" } else { "ContainerCreating" };
+    let default_reason = if has_init {
+        "PodInitializing"
+    } else {
+        "ContainerCreating"
+    };
     let default_wait = waiting(default_reason, "");
     let mut out = Vec::with_capacity(containers.len());
     for c in containers {
@@ -338,13 +416,21 @@ fn unseen(
 }
 
 /// The phase (upstream `getPhase`).
-pub fn phase(pod: &Pod, info: &[ContainerStatus], terminal: bool, has_initialized: bool) -> &'static str {
+pub fn phase(
+    pod: &Pod,
+    info: &[ContainerStatus],
+    terminal: bool,
+    has_initialized: bool,
+) -> &'static str {
     let spec = podutil::spec(pod);
     let ended = |s: &Option<ContainerState>| {
-        s.as_ref().and_then(|s| s.terminated.as_ref()).map(|t| t.exit_code)
+        s.as_ref()
+            .and_then(|s| s.terminated.as_ref())
+            .map(|t| t.exit_code)
     };
     let (mut pending_init, mut pending_sidecars, mut failed_for_good) = (0, 0, 0);
-    let (mut unknown, mut running, mut waiting, mut stopped, mut stopped_for_good, mut succeeded) = (0, 0, 0, 0, 0, 0);
+    let (mut unknown, mut running, mut waiting, mut stopped, mut stopped_for_good, mut succeeded) =
+        (0, 0, 0, 0, 0, 0);
     for c in podutil::init_containers(pod) {
         let status = podutil::status_of(info, &c.name);
         let state = status.and_then(|s| s.state.as_ref());
@@ -413,7 +499,11 @@ pub fn phase(pod: &Pod, info: &[ContainerStatus], terminal: bool, has_initialize
     if pending_init > 0 || (pending_sidecars > 0 && !has_initialized) || waiting > 0 {
         return "Pending";
     }
-    let all_succeeded = if stopped == succeeded { "Succeeded" } else { "Failed" };
+    let all_succeeded = if stopped == succeeded {
+        "Succeeded"
+    } else {
+        "Failed"
+    };
     if running > 0 && unknown == 0 {
         "Running"
     } else if running == 0 && stopped > 0 && unknown == 0 {
@@ -434,13 +524,24 @@ fn apply_probes(i: &Inputs<'_>, s: &mut PodStatus) {
     let uid = podutil::uid(i.pod);
     let old = |name: &str| {
         let find = |l: &Option<Vec<ContainerStatus>>| {
-            l.as_deref().and_then(|l| podutil::status_of(l, name)).cloned()
+            l.as_deref()
+                .and_then(|l| podutil::status_of(l, name))
+                .cloned()
         };
         find(&i.old.container_statuses).or_else(|| find(&i.old.init_container_statuses))
     };
     let judge = |c: &mut ContainerStatus| {
-        let id = c.container_id.as_deref().and_then(|x| x.split("://").nth(1)).unwrap_or_default().to_owned();
-        let running_since = c.state.as_ref().and_then(|x| x.running.as_ref()).map(|r| r.started_at.as_ref());
+        let id = c
+            .container_id
+            .as_deref()
+            .and_then(|x| x.split("://").nth(1))
+            .unwrap_or_default()
+            .to_owned();
+        let running_since = c
+            .state
+            .as_ref()
+            .and_then(|x| x.running.as_ref())
+            .map(|r| r.started_at.as_ref());
         let Some(since) = running_since else {
             c.started = Some(false);
             c.ready = false;
@@ -466,10 +567,16 @@ fn apply_probes(i: &Inputs<'_>, s: &mut PodStatus) {
         judge(c);
     }
     for c in s.init_container_statuses.iter_mut().flatten() {
-        let sidecar = podutil::init_containers(i.pod).iter().any(|x| x.name == c.name && podutil::is_sidecar(x));
+        let sidecar = podutil::init_containers(i.pod)
+            .iter()
+            .any(|x| x.name == c.name && podutil::is_sidecar(x));
         judge(c);
         if !sidecar {
-            c.ready = c.state.as_ref().and_then(|x| x.terminated.as_ref()).is_some_and(|t| t.exit_code == 0);
+            c.ready = c
+                .state
+                .as_ref()
+                .and_then(|x| x.terminated.as_ref())
+                .is_some_and(|t| t.exit_code == 0);
         }
     }
 }

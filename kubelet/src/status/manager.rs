@@ -138,7 +138,9 @@ impl StatusManager {
 
     /// Tells which API object shows a static pod; its status is written there.
     pub fn set_mirror(&self, static_uid: &str, mirror_uid: &str) {
-        self.mirrors.lock().insert(static_uid.to_owned(), mirror_uid.to_owned());
+        self.mirrors
+            .lock()
+            .insert(static_uid.to_owned(), mirror_uid.to_owned());
         if let Some(e) = self.entries.lock().get_mut(static_uid)
             && e.target.as_deref() != Some(mirror_uid)
         {
@@ -150,7 +152,9 @@ impl StatusManager {
 
     /// Writes statuses until `shutdown`.
     pub async fn run(self: Arc<Self>, shutdown: CancellationToken) {
-        let Some(client) = self.client.clone() else { return };
+        let Some(client) = self.client.clone() else {
+            return;
+        };
         let mut writes = futures::stream::FuturesUnordered::new();
         loop {
             let wait = self.due(&mut writes, &client);
@@ -176,7 +180,9 @@ impl StatusManager {
             if e.in_flight || !(e.version > e.sent || (e.finished && e.deleting)) {
                 continue;
             }
-            let Some(target) = e.target.clone() else { continue };
+            let Some(target) = e.target.clone() else {
+                continue;
+            };
             if let Some(at) = e.retry_at.filter(|at| *at > now) {
                 wait = wait.min(at - now);
                 continue;
@@ -205,7 +211,9 @@ impl StatusManager {
 
     fn done(&self, job: Job, result: Result<Done, kube::Error>) {
         let mut entries = self.entries.lock();
-        let Some(e) = entries.get_mut(&job.uid) else { return };
+        let Some(e) = entries.get_mut(&job.uid) else {
+            return;
+        };
         e.in_flight = false;
         e.retry_at = None;
         match result {
@@ -254,7 +262,14 @@ impl Job {
         let api: Api<Pod> = Api::namespaced(client.clone(), &self.namespace);
         if let Some(status) = &self.patch {
             let patch = status_patch(&self.target, status)?;
-            match api.patch_status(&self.name, &PatchParams::default(), &Patch::Strategic(patch)).await {
+            match api
+                .patch_status(
+                    &self.name,
+                    &PatchParams::default(),
+                    &Patch::Strategic(patch),
+                )
+                .await
+            {
                 Ok(_) => {}
                 Err(e) if is_gone(&e) => return Ok(Done::Gone),
                 Err(e) => return Err(e),
@@ -265,7 +280,10 @@ impl Job {
         }
         let params = DeleteParams {
             grace_period_seconds: Some(0),
-            preconditions: Some(Preconditions { uid: Some(self.target.clone()), resource_version: None }),
+            preconditions: Some(Preconditions {
+                uid: Some(self.target.clone()),
+                resource_version: None,
+            }),
             ..DeleteParams::default()
         };
         match api.delete(&self.name, &params).await {
@@ -297,7 +315,9 @@ fn status_patch(uid: &str, status: &PodStatus) -> Result<Value, kube::Error> {
         "allocatedResources",
         "resources",
     ];
-    let Value::Object(mut fields) = serde_json::to_value(status).map_err(kube::Error::SerdeError)? else {
+    let Value::Object(mut fields) =
+        serde_json::to_value(status).map_err(kube::Error::SerdeError)?
+    else {
         return Ok(json!({}));
     };
     fields.retain(|k, _| OURS.contains(&k.as_str()));
@@ -314,7 +334,11 @@ fn status_patch(uid: &str, status: &PodStatus) -> Result<Value, kube::Error> {
 
 /// Fills in what a status takes over from the last one.
 fn normalize(status: &mut PodStatus, old: &PodStatus, now: Timestamp) {
-    status.start_time = old.start_time.clone().or_else(|| status.start_time.clone()).or_else(|| Some(podutil::time(now)));
+    status.start_time = old
+        .start_time
+        .clone()
+        .or_else(|| status.start_time.clone())
+        .or_else(|| Some(podutil::time(now)));
     let before = old.conditions.as_deref().unwrap_or_default();
     for c in status.conditions.iter_mut().flatten() {
         match podutil::condition(before, &c.type_) {
@@ -322,7 +346,8 @@ fn normalize(status: &mut PodStatus, old: &PodStatus, now: Timestamp) {
                 c.last_transition_time = o.last_transition_time.clone();
             }
             _ => {
-                if c.last_transition_time.is_none() || crate::status::conditions::is_ours(&c.type_) {
+                if c.last_transition_time.is_none() || crate::status::conditions::is_ours(&c.type_)
+                {
                     c.last_transition_time = Some(podutil::time(now));
                 }
             }
@@ -340,16 +365,23 @@ mod tests {
         let read = |t: &str| -> PodStatus { serde_yaml_ng::from_str(t).unwrap() };
         let mut first = read("{phase: Pending, conditions: [{type: Ready, status: 'False'}]}");
         normalize(&mut first, &PodStatus::default(), at(100));
-        let mut second = read("{phase: Running, conditions: [{type: Ready, status: 'False'}, {type: X, status: 'True'}]}");
+        let mut second = read(
+            "{phase: Running, conditions: [{type: Ready, status: 'False'}, {type: X, status: 'True'}]}",
+        );
         normalize(&mut second, &first, at(200));
         let c = second.conditions.as_ref().unwrap();
         assert_eq!(second.start_time, Some(podutil::time(at(100))));
         assert_eq!(c[0].last_transition_time, Some(podutil::time(at(100))));
         assert_eq!(c[1].last_transition_time, Some(podutil::time(at(200))));
-        second.pod_ips = Some(vec![k8s_openapi::api::core::v1::PodIP { ip: "10.0.0.2".into() }]);
+        second.pod_ips = Some(vec![k8s_openapi::api::core::v1::PodIP {
+            ip: "10.0.0.2".into(),
+        }]);
         let patch = status_patch("u", &second).unwrap();
         assert_eq!(patch["metadata"]["uid"], "u");
         assert_eq!(patch["status"]["reason"], Value::Null);
-        assert_eq!(patch["status"]["podIPs"], json!([{"$patch": "replace"}, {"ip": "10.0.0.2"}]));
+        assert_eq!(
+            patch["status"]["podIPs"],
+            json!([{"$patch": "replace"}, {"ip": "10.0.0.2"}])
+        );
     }
 }

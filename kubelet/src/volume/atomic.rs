@@ -38,12 +38,16 @@ const NEW_DATA: &str = "..data_tmp";
 pub fn check_path(path: &str) -> Result<(), String> {
     let p = Path::new(path);
     if path.is_empty() || path.len() > 4096 {
-        return Err(format!("invalid path: must not be empty or longer than 4096: {path:?}"));
+        return Err(format!(
+            "invalid path: must not be empty or longer than 4096: {path:?}"
+        ));
     }
     if p.is_absolute() {
         return Err(format!("invalid path: must be relative path: {path}"));
     }
-    if p.components().any(|c| !matches!(c, Component::Normal(_) | Component::CurDir)) {
+    if p.components()
+        .any(|c| !matches!(c, Component::Normal(_) | Component::CurDir))
+    {
         return Err(format!("invalid path: must not contain '..': {path}"));
     }
     if path.starts_with("..") {
@@ -96,7 +100,10 @@ pub fn write(dir: &Path, payload: &Payload, stamp: &str, group: Option<u32>) -> 
     symlink(&generation, &swap)?;
     fs::rename(&swap, &data)?;
 
-    let wanted: BTreeSet<&str> = payload.keys().filter_map(|p| p.split('/').find(|c| !c.is_empty() && *c != ".")).collect();
+    let wanted: BTreeSet<&str> = payload
+        .keys()
+        .filter_map(|p| p.split('/').find(|c| !c.is_empty() && *c != "."))
+        .collect();
     for name in &wanted {
         let link = dir.join(name);
         if fs::symlink_metadata(&link).is_err() {
@@ -128,7 +135,9 @@ fn same(dir: &Path, payload: &Payload, group: Option<u32>) -> io::Result<bool> {
         return Ok(false);
     }
     for path in found {
-        let Some(file) = path.to_str().and_then(|p| payload.get(p)) else { return Ok(false) };
+        let Some(file) = path.to_str().and_then(|p| payload.get(p)) else {
+            return Ok(false);
+        };
         let target = dir.join(&path);
         // With a group, the mode was widened after writing; then only the content counts.
         let mode = fs::metadata(&target)?.permissions().mode() & 0o777;
@@ -167,16 +176,36 @@ mod tests {
         let payload = |files: &[(&str, &str)]| -> Payload {
             files
                 .iter()
-                .map(|(p, d)| ((*p).to_owned(), File { data: d.as_bytes().to_vec(), mode: 0o644, owner: None }))
+                .map(|(p, d)| {
+                    (
+                        (*p).to_owned(),
+                        File {
+                            data: d.as_bytes().to_vec(),
+                            mode: 0o644,
+                            owner: None,
+                        },
+                    )
+                })
                 .collect()
         };
         let check = |stamp: &str, files: &[(&str, &str)], changed: bool, gone: &[&str]| {
-            assert_eq!(write(dir.path(), &payload(files), stamp, None).unwrap(), changed, "{stamp}");
+            assert_eq!(
+                write(dir.path(), &payload(files), stamp, None).unwrap(),
+                changed,
+                "{stamp}"
+            );
             for (p, d) in files {
-                assert_eq!(fs::read_to_string(dir.path().join(p)).unwrap(), *d, "{stamp} {p}");
+                assert_eq!(
+                    fs::read_to_string(dir.path().join(p)).unwrap(),
+                    *d,
+                    "{stamp} {p}"
+                );
             }
             for p in gone {
-                assert!(fs::symlink_metadata(dir.path().join(p)).is_err(), "{stamp} {p}");
+                assert!(
+                    fs::symlink_metadata(dir.path().join(p)).is_err(),
+                    "{stamp} {p}"
+                );
             }
         };
         check("1", &[("a", "1"), ("d/b", "2")], true, &[]);
@@ -184,7 +213,10 @@ mod tests {
         check("3", &[("a", "9"), ("d/c", "2")], true, &["..1", "d/b"]);
         check("4", &[], true, &["a", "d", "..3"]);
         for bad in ["", "/a", "../a", "a/../../b", "..a"] {
-            assert!(write(dir.path(), &payload(&[(bad, "x")]), "5", None).is_err(), "{bad}");
+            assert!(
+                write(dir.path(), &payload(&[(bad, "x")]), "5", None).is_err(),
+                "{bad}"
+            );
         }
     }
 }

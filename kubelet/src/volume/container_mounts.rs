@@ -32,7 +32,10 @@ pub struct Inputs<'a> {
 
 /// Whether a path stays below its start.
 fn check_no_backsteps(path: &str) -> Result<(), String> {
-    if Path::new(path).components().any(|c| matches!(c, Component::ParentDir)) {
+    if Path::new(path)
+        .components()
+        .any(|c| matches!(c, Component::ParentDir))
+    {
         return Err("must not contain '..'".to_owned());
     }
     Ok(())
@@ -44,35 +47,54 @@ pub fn make(i: &Inputs<'_>, pod: &Pod, c: &Container) -> Result<Vec<cri::Mount>,
     let mut own_hosts = false;
     for (index, m) in c.volume_mounts.iter().flatten().enumerate() {
         own_hosts |= m.mount_path == "/etc/hosts";
-        let volume = i
-            .volumes
-            .get(&m.name)
-            .ok_or_else(|| format!("cannot find volume {:?} to mount into container {:?}", m.name, c.name))?;
+        let volume = i.volumes.get(&m.name).ok_or_else(|| {
+            format!(
+                "cannot find volume {:?} to mount into container {:?}",
+                m.name, c.name
+            )
+        })?;
         let sub_path = match m.sub_path_expr.as_deref().filter(|s| !s.is_empty()) {
-            Some(e) => {
-                expand::expand_strict(e, |n| i.env.iter().find(|(k, _)| k == n).map(|(_, v)| v.as_str()))?
-            }
+            Some(e) => expand::expand_strict(e, |n| {
+                i.env.iter().find(|(k, _)| k == n).map(|(_, v)| v.as_str())
+            })?,
             None => m.sub_path.clone().unwrap_or_default(),
         };
         let mut host_path = volume.path.clone();
         if !sub_path.is_empty() {
             if sub_path.starts_with('/') {
-                return Err(format!("error SubPath `{sub_path}` must not be an absolute path"));
+                return Err(format!(
+                    "error SubPath `{sub_path}` must not be an absolute path"
+                ));
             }
-            check_no_backsteps(&sub_path).map_err(|e| format!("unable to provision SubPath `{sub_path}`: {e}"))?;
+            check_no_backsteps(&sub_path)
+                .map_err(|e| format!("unable to provision SubPath `{sub_path}`: {e}"))?;
             let below = Path::new(&sub_path);
             // Details stay in the log: they could tell about the node's files.
             let failed = |what: &str, e: io::Error| {
                 tracing::error!(error = %e, volume = %m.name, container = %c.name, what);
-                format!("failed to {what} for volumeMount {:?} of container {:?}", m.name, c.name)
+                format!(
+                    "failed to {what} for volumeMount {:?} of container {:?}",
+                    m.name, c.name
+                )
             };
-            if !mounts::exists_below(&volume.path, below).map_err(|e| failed("prepare subPath", e))? {
-                let mode = fs::metadata(&volume.path).map_err(|e| failed("create subPath directory", e))?.permissions().mode();
+            if !mounts::exists_below(&volume.path, below)
+                .map_err(|e| failed("prepare subPath", e))?
+            {
+                let mode = fs::metadata(&volume.path)
+                    .map_err(|e| failed("create subPath directory", e))?
+                    .permissions()
+                    .mode();
                 mounts::make_dirs_below(&volume.path, below, mode & 0o7777)
                     .map_err(|e| failed("create subPath directory", e))?;
             }
-            let target = i.pod_dir.join("volume-subpaths").join(&m.name).join(&c.name).join(index.to_string());
-            mounts::bind_below(&volume.path, below, &target).map_err(|e| failed("prepare subPath", e))?;
+            let target = i
+                .pod_dir
+                .join("volume-subpaths")
+                .join(&m.name)
+                .join(&c.name)
+                .join(index.to_string());
+            mounts::bind_below(&volume.path, below, &target)
+                .map_err(|e| failed("prepare subPath", e))?;
             host_path = target;
         } else if !host_path.exists() {
             // An untyped hostPath: the runtime would make it too, this makes it the same with every runtime.
@@ -94,8 +116,11 @@ pub fn make(i: &Inputs<'_>, pod: &Pod, c: &Container) -> Result<Vec<cri::Mount>,
                 ));
             }
         }
-        let container_path =
-            if m.mount_path.starts_with('/') { m.mount_path.clone() } else { format!("/{}", m.mount_path) };
+        let container_path = if m.mount_path.starts_with('/') {
+            m.mount_path.clone()
+        } else {
+            format!("/{}", m.mount_path)
+        };
         out.push(cri::Mount {
             container_path,
             host_path: host_path.to_string_lossy().into_owned(),
@@ -107,9 +132,15 @@ pub fn make(i: &Inputs<'_>, pod: &Pod, c: &Container) -> Result<Vec<cri::Mount>,
     let host_network = podutil::is_host_network(pod);
     if !own_hosts && (host_network || !i.pod_ips.is_empty()) {
         let path = i.pod_dir.join("etc-hosts");
-        let aliases = podutil::spec(pod).host_aliases.as_deref().unwrap_or_default();
+        let aliases = podutil::spec(pod)
+            .host_aliases
+            .as_deref()
+            .unwrap_or_default();
         let text = if host_network {
-            hosts::host_network_file(&fs::read_to_string("/etc/hosts").map_err(|e| e.to_string())?, aliases)
+            hosts::host_network_file(
+                &fs::read_to_string("/etc/hosts").map_err(|e| e.to_string())?,
+                aliases,
+            )
         } else {
             let (name, domain) = hosts::name_and_domain(pod, i.cluster_domain)?;
             hosts::pod_file(i.pod_ips, &name, &domain, aliases)
@@ -121,10 +152,16 @@ pub fn make(i: &Inputs<'_>, pod: &Pod, c: &Container) -> Result<Vec<cri::Mount>,
             ..Default::default()
         });
     }
-    if let Some(message_path) = c.termination_message_path.as_deref().filter(|p| !p.is_empty()) {
+    if let Some(message_path) = c
+        .termination_message_path
+        .as_deref()
+        .filter(|p| !p.is_empty())
+    {
         let dir = i.pod_dir.join("containers").join(&c.name);
         let path = dir.join(i.run_id);
-        fs::create_dir_all(&dir).and_then(|()| write_file(&path, b"", 0o666)).map_err(|e| e.to_string())?;
+        fs::create_dir_all(&dir)
+            .and_then(|()| write_file(&path, b"", 0o666))
+            .map_err(|e| e.to_string())?;
         out.push(cri::Mount {
             container_path: message_path.to_owned(),
             host_path: path.to_string_lossy().into_owned(),

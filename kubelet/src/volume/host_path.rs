@@ -30,8 +30,12 @@ pub fn check(path: &Path, kind: &str) -> Result<(), String> {
                 "Directory" => format!("hostPath type check failed: {show} is not a directory"),
                 "File" => format!("hostPath type check failed: {show} is not a file"),
                 "Socket" => format!("hostPath type check failed: {show} is not a socket file"),
-                "CharDevice" => format!("hostPath type check failed: {show} is not a character device"),
-                "BlockDevice" => format!("hostPath type check failed: {show} is not a block device"),
+                "CharDevice" => {
+                    format!("hostPath type check failed: {show} is not a character device")
+                }
+                "BlockDevice" => {
+                    format!("hostPath type check failed: {show} is not a block device")
+                }
                 _ => format!("hostPath type check failed: {show} does not exist"),
             });
         }
@@ -45,7 +49,11 @@ pub fn check(path: &Path, kind: &str) -> Result<(), String> {
         "BlockDevice" => (t.is_block_device(), "a block device"),
         other => return Err(format!("{other} is an invalid volume type")),
     };
-    if ok { Ok(()) } else { Err(format!("hostPath type check failed: {show} is not {what}")) }
+    if ok {
+        Ok(())
+    } else {
+        Err(format!("hostPath type check failed: {show} is not {what}"))
+    }
 }
 
 fn make_dir(path: &Path) -> io::Result<()> {

@@ -60,16 +60,35 @@ pub struct Volumes {
 
 impl Volumes {
     /// Volumes below `pods_dir`.
-    pub fn new(pods_dir: PathBuf, objects: Arc<Objects>, client: Option<kube::Client>, clock: Clock) -> Self {
-        Volumes { pods_dir, objects, tokens: Tokens::new(client, clock.clone()), clock }
+    pub fn new(
+        pods_dir: PathBuf,
+        objects: Arc<Objects>,
+        client: Option<kube::Client>,
+        clock: Clock,
+    ) -> Self {
+        Volumes {
+            pods_dir,
+            objects,
+            tokens: Tokens::new(client, clock.clone()),
+            clock,
+        }
     }
 
     fn dir(&self, uid: &str, plugin: &str, name: &str) -> PathBuf {
-        self.pods_dir.join(uid).join("volumes").join(plugin).join(name)
+        self.pods_dir
+            .join(uid)
+            .join("volumes")
+            .join(plugin)
+            .join(name)
     }
 
     /// Makes all volumes of the pod ready, or brings them up to date. All are tried; every failure is returned.
-    pub async fn set_up(&self, pod: &Pod, node: &NodeFacts, pod_ips: &[String]) -> Result<Mounts, Vec<MountError>> {
+    pub async fn set_up(
+        &self,
+        pod: &Pod,
+        node: &NodeFacts,
+        pod_ips: &[String],
+    ) -> Result<Mounts, Vec<MountError>> {
         let mut mounts = Mounts::new();
         let mut errors = Vec::new();
         for v in podutil::spec(pod).volumes.iter().flatten() {
@@ -77,10 +96,17 @@ impl Volumes {
                 Ok(m) => {
                     mounts.insert(v.name.clone(), m);
                 }
-                Err(message) => errors.push(MountError { volume: v.name.clone(), message }),
+                Err(message) => errors.push(MountError {
+                    volume: v.name.clone(),
+                    message,
+                }),
             }
         }
-        if errors.is_empty() { Ok(mounts) } else { Err(errors) }
+        if errors.is_empty() {
+            Ok(mounts)
+        } else {
+            Err(errors)
+        }
     }
 
     async fn set_up_one(
@@ -91,15 +117,37 @@ impl Volumes {
         pod_ips: &[String],
     ) -> Result<Mounted, String> {
         let uid = podutil::uid(pod);
-        let sources = Sources { objects: &self.objects, tokens: &self.tokens, node, pod, pod_ips };
+        let sources = Sources {
+            objects: &self.objects,
+            tokens: &self.tokens,
+            node,
+            pod,
+            pod_ips,
+        };
         let optional = |o: Option<bool>| o == Some(true);
         let mut files = Payload::new();
         let (plugin, memory) = if let Some(s) = &v.config_map {
-            sources.config_map(&mut files, &s.name, &s.items, s.default_mode, optional(s.optional)).await?;
+            sources
+                .config_map(
+                    &mut files,
+                    &s.name,
+                    &s.items,
+                    s.default_mode,
+                    optional(s.optional),
+                )
+                .await?;
             ("kubernetes.io~configmap", false)
         } else if let Some(s) = &v.secret {
             let name = s.secret_name.as_deref().unwrap_or_default();
-            sources.secret(&mut files, name, &s.items, s.default_mode, optional(s.optional)).await?;
+            sources
+                .secret(
+                    &mut files,
+                    name,
+                    &s.items,
+                    s.default_mode,
+                    optional(s.optional),
+                )
+                .await?;
             ("kubernetes.io~secret", true)
         } else if let Some(s) = &v.downward_api {
             sources.downward(&mut files, &s.items, s.default_mode)?;
@@ -110,25 +158,45 @@ impl Volumes {
         } else if let Some(s) = &v.empty_dir {
             let dir = self.dir(uid, "kubernetes.io~empty-dir", &v.name);
             let (s, group, policy) = (s.clone(), fs_group(pod), change_policy(pod));
-            return blocking(move || empty_dir(&dir, &s, group, policy).map(|()| Mounted { path: dir, read_only: false }))
-                .await;
+            return blocking(move || {
+                empty_dir(&dir, &s, group, policy).map(|()| Mounted {
+                    path: dir,
+                    read_only: false,
+                })
+            })
+            .await;
         } else if let Some(s) = &v.host_path {
             let path = PathBuf::from(&s.path);
             let kind = s.type_.clone().unwrap_or_default();
             return blocking(move || {
-                host_path::check(&path, &kind).map(|()| Mounted { path, read_only: false }).map_err(io::Error::other)
+                host_path::check(&path, &kind)
+                    .map(|()| Mounted {
+                        path,
+                        read_only: false,
+                    })
+                    .map_err(io::Error::other)
             })
             .await;
         } else {
-            return Err(format!("the volume type {:?} is not supported by this kubelet", volume_type(v)));
+            return Err(format!(
+                "the volume type {:?} is not supported by this kubelet",
+                volume_type(v)
+            ));
         };
         let dir = self.dir(uid, plugin, &v.name);
-        let stamp = self.clock.now().strftime("%Y_%m_%d_%H_%M_%S.%9f").to_string();
+        let stamp = self
+            .clock
+            .now()
+            .strftime("%Y_%m_%d_%H_%M_%S.%9f")
+            .to_string();
         let group = fs_group(pod);
         blocking(move || {
             wrapped_dir(&dir, memory)?;
             atomic::write(&dir, &files, &stamp, group)?;
-            Ok(Mounted { path: dir, read_only: true })
+            Ok(Mounted {
+                path: dir,
+                read_only: true,
+            })
         })
         .await
     }
@@ -158,7 +226,9 @@ impl Volumes {
         blocking(move || {
             mounts::unmount_all(&pod_dir)?;
             if !mounts::below(&pod_dir)?.is_empty() {
-                return Err(io::Error::other("something is still mounted below the pod's directory"));
+                return Err(io::Error::other(
+                    "something is still mounted below the pod's directory",
+                ));
             }
             remove_dir(&pod_dir)
         })
@@ -182,7 +252,9 @@ impl Volumes {
     }
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> Result<T, String> {
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> Result<T, String> {
     match tokio::task::spawn_blocking(work).await {
         Ok(r) => r.map_err(|e| e.to_string()),
         Err(e) => Err(e.to_string()),
@@ -206,7 +278,10 @@ fn fs_group(pod: &Pod) -> Option<u32> {
 
 /// Whether ownership is only changed where the top of the volume does not match.
 fn change_policy(pod: &Pod) -> bool {
-    podutil::spec(pod).security_context.as_ref().and_then(|s| s.fs_group_change_policy.as_deref())
+    podutil::spec(pod)
+        .security_context
+        .as_ref()
+        .and_then(|s| s.fs_group_change_policy.as_deref())
         == Some("OnRootMismatch")
 }
 
@@ -219,7 +294,12 @@ fn wrapped_dir(dir: &Path, memory: bool) -> io::Result<()> {
     fs::set_permissions(dir, fs::Permissions::from_mode(0o777))
 }
 
-fn empty_dir(dir: &Path, s: &EmptyDirVolumeSource, group: Option<u32>, on_mismatch: bool) -> io::Result<()> {
+fn empty_dir(
+    dir: &Path,
+    s: &EmptyDirVolumeSource,
+    group: Option<u32>,
+    on_mismatch: bool,
+) -> io::Result<()> {
     let fresh = !dir.exists();
     fs::create_dir_all(dir)?;
     match s.medium.as_deref().unwrap_or_default() {
@@ -229,7 +309,11 @@ fn empty_dir(dir: &Path, s: &EmptyDirVolumeSource, group: Option<u32>, on_mismat
                 mounts::tmpfs(dir, s.size_limit.as_ref().map(resources::value))?;
             }
         }
-        other => return Err(io::Error::other(format!("unknown storage medium {other:?}"))),
+        other => {
+            return Err(io::Error::other(format!(
+                "unknown storage medium {other:?}"
+            )));
+        }
     }
     if fresh || fs::metadata(dir)?.permissions().mode() & 0o777 != 0o777 {
         fs::set_permissions(dir, fs::Permissions::from_mode(0o777))?;
@@ -245,6 +329,12 @@ fn empty_dir(dir: &Path, s: &EmptyDirVolumeSource, group: Option<u32>, on_mismat
 
 /// The name of the volume's source field.
 fn volume_type(v: &Volume) -> String {
-    let Ok(serde_json::Value::Object(fields)) = serde_json::to_value(v) else { return String::new() };
-    fields.keys().find(|k| *k != "name").cloned().unwrap_or_default()
+    let Ok(serde_json::Value::Object(fields)) = serde_json::to_value(v) else {
+        return String::new();
+    };
+    fields
+        .keys()
+        .find(|k| *k != "name")
+        .cloned()
+        .unwrap_or_default()
 }

@@ -15,7 +15,9 @@ fn unescape(s: &str) -> String {
     let mut i = 0;
     while i < bytes.len() {
         if bytes[i] == b'\\'
-            && let Some(code) = s.get(i + 1..i + 4).and_then(|o| u8::from_str_radix(o, 8).ok())
+            && let Some(code) = s
+                .get(i + 1..i + 4)
+                .and_then(|o| u8::from_str_radix(o, 8).ok())
         {
             out.push(code);
             i += 4;
@@ -53,7 +55,13 @@ pub fn tmpfs(path: &Path, size: Option<i64>) -> io::Result<()> {
         _ => String::new(),
     };
     let options = std::ffi::CString::new(options).map_err(io::Error::other)?;
-    rustix::mount::mount("tmpfs", path, "tmpfs", MountFlags::empty(), options.as_c_str())?;
+    rustix::mount::mount(
+        "tmpfs",
+        path,
+        "tmpfs",
+        MountFlags::empty(),
+        options.as_c_str(),
+    )?;
     Ok(())
 }
 
@@ -62,7 +70,9 @@ pub fn unmount_all(root: &Path) -> io::Result<()> {
     for path in below(root)? {
         match rustix::mount::unmount(&path, UnmountFlags::NOFOLLOW) {
             Ok(()) => {}
-            Err(rustix::io::Errno::BUSY) => rustix::mount::unmount(&path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)?,
+            Err(rustix::io::Errno::BUSY) => {
+                rustix::mount::unmount(&path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)?
+            }
             Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
             Err(e) => return Err(e.into()),
         }
@@ -72,7 +82,11 @@ pub fn unmount_all(root: &Path) -> io::Result<()> {
 
 /// Opens `path` below `root`, following links only as far as they stay below.
 fn open_below(root: &Path, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
-    let dir = rustix::fs::open(root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let dir = rustix::fs::open(
+        root,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
     Ok(rustix::fs::openat2(
         &dir,
         path,
@@ -87,7 +101,11 @@ pub fn make_dirs_below(root: &Path, path: &Path, mode: u32) -> io::Result<()> {
     let mut done = PathBuf::new();
     for part in path.components() {
         let parent = if done.as_os_str().is_empty() {
-            rustix::fs::open(root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?
+            rustix::fs::open(
+                root,
+                OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+                Mode::empty(),
+            )?
         } else {
             open_below(root, &done, OFlags::PATH | OFlags::DIRECTORY)?
         };
@@ -136,7 +154,10 @@ pub fn bind_below(root: &Path, path: &Path, target: &Path) -> io::Result<()> {
     if is_dir {
         fs::create_dir_all(target)?;
     } else {
-        fs::OpenOptions::new().create(true).append(true).open(target)?;
+        fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(target)?;
     }
     let through = format!("/proc/self/fd/{}", source.as_fd().as_raw_fd());
     rustix::mount::mount_bind(through.as_str(), target)?;
@@ -145,6 +166,9 @@ pub fn bind_below(root: &Path, path: &Path, target: &Path) -> io::Result<()> {
 
 /// Makes mounts at `path` and below visible to containers that ask for it.
 pub fn make_shared(path: &Path) -> io::Result<()> {
-    rustix::mount::mount_change(path, MountPropagationFlags::SHARED | MountPropagationFlags::REC)?;
+    rustix::mount::mount_change(
+        path,
+        MountPropagationFlags::SHARED | MountPropagationFlags::REC,
+    )?;
     Ok(())
 }

@@ -28,7 +28,14 @@ pub struct Sources<'a> {
 const DEFAULT_MODE: i32 = 0o644;
 
 fn put(p: &mut Payload, path: &str, data: Vec<u8>, mode: i32, owner: Option<u32>) {
-    p.insert(path.to_owned(), File { data, mode: mode as u32 & 0o7777, owner });
+    p.insert(
+        path.to_owned(),
+        File {
+            data,
+            mode: mode as u32 & 0o7777,
+            owner,
+        },
+    );
 }
 
 /// Puts keys of an object into files: those of `items`, or all under their own names.
@@ -57,13 +64,25 @@ fn keys(
 }
 
 fn config_map_entries(m: &ConfigMap) -> Vec<(String, Vec<u8>)> {
-    let text = m.data.iter().flatten().map(|(k, v)| (k.clone(), v.clone().into_bytes()));
-    let binary = m.binary_data.iter().flatten().map(|(k, v): (_, &ByteString)| (k.clone(), v.0.clone()));
+    let text = m
+        .data
+        .iter()
+        .flatten()
+        .map(|(k, v)| (k.clone(), v.clone().into_bytes()));
+    let binary = m
+        .binary_data
+        .iter()
+        .flatten()
+        .map(|(k, v): (_, &ByteString)| (k.clone(), v.0.clone()));
     text.chain(binary).collect()
 }
 
 fn secret_entries(s: &Secret) -> Vec<(String, Vec<u8>)> {
-    s.data.iter().flatten().map(|(k, v)| (k.clone(), v.0.clone())).collect()
+    s.data
+        .iter()
+        .flatten()
+        .map(|(k, v)| (k.clone(), v.0.clone()))
+        .collect()
 }
 
 impl Sources<'_> {
@@ -82,8 +101,18 @@ impl Sources<'_> {
             Err(e) if e.is_not_found() && optional => return Ok(()),
             Err(e) => return Err(e.to_string()),
         };
-        let missing = format!("configmap references non-existent config key: {}", first_missing(items, &config_map_entries(&map)));
-        keys(p, config_map_entries(&map), items, mode.unwrap_or(DEFAULT_MODE), optional, &missing)
+        let missing = format!(
+            "configmap references non-existent config key: {}",
+            first_missing(items, &config_map_entries(&map))
+        );
+        keys(
+            p,
+            config_map_entries(&map),
+            items,
+            mode.unwrap_or(DEFAULT_MODE),
+            optional,
+            &missing,
+        )
     }
 
     /// The files of a Secret.
@@ -107,7 +136,10 @@ impl Sources<'_> {
             items,
             mode.unwrap_or(DEFAULT_MODE),
             optional,
-            &format!("references non-existent secret key: {}", first_missing(items, &secret_entries(&secret))),
+            &format!(
+                "references non-existent secret key: {}",
+                first_missing(items, &secret_entries(&secret))
+            ),
         )
     }
 
@@ -123,12 +155,19 @@ impl Sources<'_> {
                 fields::field(f, self.pod, self.node, self.pod_ips)?
             } else if let Some(f) = &item.resource_field_ref {
                 let name = f.container_name.as_deref().unwrap_or_default();
-                let c = podutil::find_container(self.pod, name).ok_or_else(|| format!("container {name} not found"))?;
+                let c = podutil::find_container(self.pod, name)
+                    .ok_or_else(|| format!("container {name} not found"))?;
                 fields::resource(f, &c, self.node)?
             } else {
                 continue;
             };
-            put(p, &item.path, text.into_bytes(), item.mode.or(mode).unwrap_or(DEFAULT_MODE), None);
+            put(
+                p,
+                &item.path,
+                text.into_bytes(),
+                item.mode.or(mode).unwrap_or(DEFAULT_MODE),
+                None,
+            );
         }
         Ok(())
     }
@@ -139,19 +178,32 @@ impl Sources<'_> {
         let mode = v.default_mode;
         for source in v.sources.iter().flatten() {
             if let Some(s) = &source.config_map {
-                self.config_map(&mut p, &s.name, &s.items, mode, s.optional == Some(true)).await?;
+                self.config_map(&mut p, &s.name, &s.items, mode, s.optional == Some(true))
+                    .await?;
             } else if let Some(s) = &source.secret {
-                self.secret(&mut p, &s.name, &s.items, mode, s.optional == Some(true)).await?;
+                self.secret(&mut p, &s.name, &s.items, mode, s.optional == Some(true))
+                    .await?;
             } else if let Some(s) = &source.downward_api {
                 self.downward(&mut p, &s.items, mode)?;
             } else if let Some(s) = &source.service_account_token {
                 let token = self
                     .tokens
-                    .get(self.pod, s.audience.as_deref().unwrap_or_default(), s.expiration_seconds.unwrap_or(3600))
+                    .get(
+                        self.pod,
+                        s.audience.as_deref().unwrap_or_default(),
+                        s.expiration_seconds.unwrap_or(3600),
+                    )
                     .await?;
                 let owner = common_user(self.pod);
-                let group = podutil::spec(self.pod).security_context.as_ref().and_then(|s| s.fs_group);
-                let mode = if owner.is_some() || group.is_some() { 0o600 } else { mode.unwrap_or(DEFAULT_MODE) };
+                let group = podutil::spec(self.pod)
+                    .security_context
+                    .as_ref()
+                    .and_then(|s| s.fs_group);
+                let mode = if owner.is_some() || group.is_some() {
+                    0o600
+                } else {
+                    mode.unwrap_or(DEFAULT_MODE)
+                };
                 put(&mut p, &s.path, token.into_bytes(), mode, owner);
             } else {
                 return Err("a projected volume source is not supported".to_owned());
@@ -172,10 +224,20 @@ fn first_missing(items: &Option<Vec<KeyToPath>>, entries: &[(String, Vec<u8>)]) 
 
 /// The one user that all containers run as, to whom tokens then belong (upstream `getFsUser`).
 fn common_user(pod: &Pod) -> Option<u32> {
-    let of_pod = podutil::spec(pod).security_context.as_ref().and_then(|s| s.run_as_user);
+    let of_pod = podutil::spec(pod)
+        .security_context
+        .as_ref()
+        .and_then(|s| s.run_as_user);
     let mut user = None;
-    for c in podutil::init_containers(pod).iter().chain(podutil::containers(pod)) {
-        let own = c.security_context.as_ref().and_then(|s| s.run_as_user).or(of_pod)?;
+    for c in podutil::init_containers(pod)
+        .iter()
+        .chain(podutil::containers(pod))
+    {
+        let own = c
+            .security_context
+            .as_ref()
+            .and_then(|s| s.run_as_user)
+            .or(of_pod)?;
         if user.is_some_and(|u| u != own) {
             return None;
         }

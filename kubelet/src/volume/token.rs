@@ -48,7 +48,11 @@ pub struct Tokens {
 impl Tokens {
     /// No tokens yet.
     pub fn new(client: Option<kube::Client>, clock: Clock) -> Self {
-        Tokens { client, clock, held: Mutex::new(HashMap::new()) }
+        Tokens {
+            client,
+            clock,
+            held: Mutex::new(HashMap::new()),
+        }
     }
 
     /// A token of the pod's service account, bound to the pod. A renewal that fails is no error while the last
@@ -59,7 +63,12 @@ impl Tokens {
             .clone()
             .filter(|s| !s.is_empty())
             .unwrap_or_else(|| "default".to_owned());
-        let key = Key { uid: podutil::uid(pod).to_owned(), account, audience: audience.to_owned(), seconds };
+        let key = Key {
+            uid: podutil::uid(pod).to_owned(),
+            account,
+            audience: audience.to_owned(),
+            seconds,
+        };
         let now = self.clock.now();
         if let Some(h) = self.held.lock().get(&key)
             && !h.is_due(now)
@@ -85,7 +94,10 @@ impl Tokens {
     }
 
     async fn request(&self, pod: &Pod, key: &Key) -> Result<Held, String> {
-        let client = self.client.clone().ok_or("cannot use TokenManager when kubelet is in standalone mode")?;
+        let client = self
+            .client
+            .clone()
+            .ok_or("cannot use TokenManager when kubelet is in standalone mode")?;
         let api: Api<ServiceAccount> = Api::namespaced(client, podutil::namespace(pod));
         let body = TokenRequest {
             spec: Some(TokenRequestSpec {
@@ -107,8 +119,19 @@ impl Tokens {
         let status = answer.status.ok_or("the API server returned no token")?;
         let issued = self.clock.now();
         let token = status.token.ok_or("the API server returned no token")?;
-        let expires = status.expiration_timestamp.ok_or("the API server returned a token without an end")?.0;
-        let seconds = answer.spec.and_then(|s| s.expiration_seconds).unwrap_or(key.seconds);
-        Ok(Held { token, issued, expires, seconds })
+        let expires = status
+            .expiration_timestamp
+            .ok_or("the API server returned a token without an end")?
+            .0;
+        let seconds = answer
+            .spec
+            .and_then(|s| s.expiration_seconds)
+            .unwrap_or(key.seconds);
+        Ok(Held {
+            token,
+            issued,
+            expires,
+            seconds,
+        })
     }
 }
