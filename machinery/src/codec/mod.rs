@@ -67,4 +67,6 @@ pub enum DecodeError {
 }
 
 #[cfg(test)]
+mod property_tests;
+#[cfg(test)]
 mod wire_tests;

@@ -261,6 +261,7 @@ fn entry(
         (Some(value), _) => value,
         // The generated decoder starts from an empty, not a nil slice.
         (None, Kind::Bytes) => Value::from(""),
+        (None, Kind::Items(_)) => Value::Array(Vec::new()),
         (None, kind) => crate::schema::zero::zero_of_kind(kind),
     };
     Ok((key, value))
@@ -330,7 +331,10 @@ fn other(
         Kind::Items(of) => {
             let mut inner = Vec::new();
             members(bytes, of, of, &mut inner, depth)?;
-            inner.pop().map_or(Value::Null, |(_, list)| list)
+            // A wrapper that is there is never nil.
+            inner
+                .pop()
+                .map_or_else(|| Value::Array(Vec::new()), |(_, list)| list)
         }
         Kind::Quantity => {
             let text = only_bytes(bytes)?.unwrap_or_default();
