@@ -1,6 +1,7 @@
 //! The `keelson` binary: every component of a Kubernetes cluster, and the commands that run one.
 
 mod cluster;
+mod components;
 mod node;
 mod pause;
 
@@ -18,6 +19,10 @@ struct Cli {
 enum Command {
     /// Start a cluster on this machine, or find the one that runs
     Up(cluster::up::Options),
+    /// Run the control plane in the foreground: API server, controllers, scheduler
+    Server(components::server::Flags),
+    /// Run the API server alone, by upstream's flags
+    KubeApiserver(components::apiserver::Flags),
     /// Show what runs, since when, with what memory
     Status(cluster::status::Options),
     /// The process that holds a pod's namespaces (PID 1 of sandboxes)
@@ -53,6 +58,8 @@ fn main() {
 async fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Up(options) => cluster::up::run(options).await,
+        Command::Server(flags) => components::server::run(flags).await,
+        Command::KubeApiserver(flags) => components::apiserver::run(flags).await,
         Command::Status(options) => cluster::status::run(options).await,
         Command::Pause => std::process::exit(pause::run()),
     }

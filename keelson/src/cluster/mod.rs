@@ -1,6 +1,7 @@
 //! The life of a cluster on this machine: `up`, `down`, `status`, and what they leave on disk.
 
 pub mod addons;
+pub mod control_plane;
 pub mod layout;
 pub mod process;
 pub mod state;

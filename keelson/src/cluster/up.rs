@@ -16,9 +16,9 @@ use tokio::time::{Instant, sleep};
 use super::layout::Layout;
 use super::process;
 use super::state::State;
+use super::status;
 use super::steps::{Steps, seconds};
-use super::{addons, status};
-use crate::node::containerd::{self, Settings};
+use crate::node::containerd::Settings;
 use crate::node::image::SystemImage;
 use crate::node::network;
 
@@ -73,8 +73,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         print_next_steps(&layout);
         return Ok(());
     }
-    let image = SystemImage::from_current_exe()?;
-    let settings = Settings::detect(image.reference())?;
+    // Found out here rather than in the background, so that the answer stands on the screen.
+    Settings::detect(SystemImage::from_current_exe()?.reference())?;
     let resumed = State::load(&layout.state())?;
     let existed = resumed.is_some();
     let mut state = match resumed {
@@ -104,24 +104,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let pid = spawn_cluster_process(&layout)?;
     steps.done(&format!("data directory, cluster process (pid {pid})"));
 
-    // containerd and the image come up while the API server does.
-    let runtime = async {
-        let pid = containerd::ensure_running(&layout, &settings).await?;
-        let imported = import_system_image(&layout, &image).await?;
-        anyhow::Ok((pid, imported))
-    };
-    let api = wait_for_api(&layout, pid, Duration::from_secs(30));
-    let ((containerd_pid, imported), client) = tokio::try_join!(runtime, api)?;
-    let image_state = if imported { "imported" } else { "present" };
-    steps.done(&format!(
-        "API server ready; containerd (pid {containerd_pid}), system image {image_state}"
-    ));
-
-    addons::apply(
-        &client,
-        &addons::dns(image.reference(), state.cluster_dns, super::CLUSTER_DOMAIN),
-    )
-    .await?;
+    let client = wait_for_api(&layout, pid, Duration::from_secs(30)).await?;
+    steps.done("API server ready");
     let deadline = Instant::now() + Duration::from_secs(options.wait);
     wait_for_node(&client, &state.node_name, pid, deadline)
         .await
@@ -184,17 +168,6 @@ fn spawn_cluster_process(layout: &Layout) -> anyhow::Result<u32> {
         .arg("--data-dir")
         .arg(layout.root());
     process::spawn_detached(command, &layout.log("keelson"), &layout.pid_file())
-}
-
-async fn import_system_image(layout: &Layout, image: &SystemImage) -> anyhow::Result<bool> {
-    if containerd::has_image(layout, image.reference()).await? {
-        return Ok(false);
-    }
-    let archive = layout.root().join("system-image.tar");
-    image.write_archive(&archive)?;
-    let result = containerd::import(layout, &archive).await;
-    std::fs::remove_file(&archive).with_context(|| format!("removing {}", archive.display()))?;
-    result.map(|_| true)
 }
 
 /// A client for a kubeconfig file.
@@ -280,13 +253,12 @@ async fn wait_for_dns(client: &Client, pid: u32, deadline: Instant) -> anyhow::R
     let deployments: Api<Deployment> = Api::namespaced(client.clone(), "kube-system");
     loop {
         check_alive(pid)?;
-        let deployment = deployments
-            .get("coredns")
-            .await
-            .context("reading the DNS Deployment")?;
-        let generation = deployment.metadata.generation;
-        let status = deployment.status.unwrap_or_default();
-        let current = status.observed_generation >= generation;
+        let deployment = deployments.get_opt("coredns").await;
+        // Made by the cluster process once the image is there.
+        let deployment = deployment.context("reading the DNS Deployment")?;
+        let generation = deployment.as_ref().and_then(|d| d.metadata.generation);
+        let status = deployment.and_then(|d| d.status).unwrap_or_default();
+        let current = generation.is_some() && status.observed_generation >= generation;
         if current
             && status.available_replicas.unwrap_or(0) >= 1
             && status.updated_replicas.unwrap_or(0) >= 1

@@ -152,17 +152,40 @@ pub fn config(layout: &Layout, settings: &Settings) -> String {
 /// # Errors
 /// When it cannot be started or does not answer within 20 s; the message names its log.
 pub async fn ensure_running(layout: &Layout, settings: &Settings) -> anyhow::Result<u32> {
-    if let Some(pid) = process::find_running(&layout.containerd_pid_file())? {
-        if wait_for_socket(&layout.containerd_socket(), Duration::from_secs(5)).await {
-            return Ok(pid);
-        }
-        bail!(
-            "containerd (pid {pid}) runs but does not answer; see {}",
-            layout.log("containerd").display()
-        );
+    if let Some(pid) = find_answering(layout).await? {
+        return Ok(pid);
     }
     std::fs::write(layout.containerd_config(), config(layout, settings))
         .context("writing containerd's configuration")?;
+    spawn(layout).await
+}
+
+/// As [`ensure_running`], with the configuration of the last start: for `down`, which has pods to stop however
+/// containerd came to its end.
+///
+/// # Errors
+/// As [`ensure_running`].
+pub async fn restart_for_cleanup(layout: &Layout) -> anyhow::Result<u32> {
+    match find_answering(layout).await? {
+        Some(pid) => Ok(pid),
+        None => spawn(layout).await,
+    }
+}
+
+async fn find_answering(layout: &Layout) -> anyhow::Result<Option<u32>> {
+    let Some(pid) = process::find_running(&layout.containerd_pid_file())? else {
+        return Ok(None);
+    };
+    if wait_for_socket(&layout.containerd_socket(), Duration::from_secs(5)).await {
+        return Ok(Some(pid));
+    }
+    bail!(
+        "containerd (pid {pid}) runs but does not answer; see {}",
+        layout.log("containerd").display()
+    );
+}
+
+async fn spawn(layout: &Layout) -> anyhow::Result<u32> {
     // A stale socket of a killed containerd would look like a running one.
     for stale in [
         layout.containerd_socket(),

@@ -22,6 +22,11 @@ pub fn bridge_name(layout: &Layout) -> String {
     format!("kln-{}", layout.tag())
 }
 
+/// Name of the dataplane's nftables table, one per cluster.
+pub fn table_name(layout: &Layout) -> String {
+    format!("keelson-{}", layout.tag())
+}
+
 /// Writes the CNI configuration for this node's part of the pod range, atomically, so that containerd never reads half of it.
 ///
 /// Masquerading is left to the dataplane (`ipMasq` would run iptables for every pod).
