@@ -9,11 +9,10 @@ use keelson_machinery::schema::Schema;
 use keelson_store::Store;
 use tokio_util::sync::CancellationToken;
 
-use crate::admission::Plugin;
+use crate::admission::{self, Plugin};
 use crate::authn::review::OpenIdDocuments;
 use crate::authn::token_request::TokenIssuer;
 use crate::authn::{Authentication, ConfigError};
-use crate::authz::escalation::EscalationCheck;
 use crate::authz::node::NodeAuthorizer;
 use crate::authz::rbac::Rbac;
 use crate::authz::{AlwaysAllow, AlwaysDeny, Masters, Union};
@@ -137,13 +136,18 @@ impl ApiServer {
         let (authorizer, rbac) = authorizer(&config, &objects, &closing);
         let token_issuer = token_issuer(&config, &authentication, &objects)?;
         let openid = openid_documents(&config, &authentication);
-        let mut admission: Vec<Arc<dyn Plugin>> = Vec::new();
-        if let Some(rbac) = &rbac {
-            admission.push(Arc::new(EscalationCheck {
-                rbac: rbac.clone(),
+        let admission = admission::plugins(
+            &admission::Dependencies {
+                objects: objects.clone(),
                 authorizer: Arc::new(authorizer.clone()),
-            }));
-        }
+                rbac: rbac.clone(),
+                clock: config.clock.clone(),
+            },
+            &config.enable_admission_plugins,
+            &config.disable_admission_plugins,
+            Vec::new(),
+        )
+        .map_err(|error| StartError::Config(error.to_string()))?;
         let mut health = Health::default();
         let started = health.add("poststarthook/bootstrap-system-objects", true);
         let server = Arc::new(Server {
@@ -252,9 +256,7 @@ fn cluster_facts(config: &Config) -> Result<ClusterFacts, StartError> {
             .map(ToString::to_string)
             .collect(),
         service_address,
-        advertise_address: config
-            .advertise_address
-            .unwrap_or(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST)),
+        advertise_address: config.advertise_address,
         secure_port: config.secure_port,
         client_ca_pem: config.authentication.client_ca_pem.clone(),
         request_header: config.authentication.request_header.clone(),

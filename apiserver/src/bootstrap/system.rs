@@ -19,8 +19,8 @@ pub struct ClusterFacts {
     pub service_cidrs: Vec<String>,
     /// The address of the `kubernetes` Service: the first of the first range.
     pub service_address: IpAddr,
-    /// `--advertise-address`: where Pods reach this server.
-    pub advertise_address: IpAddr,
+    /// `--advertise-address`: where Pods reach this server. `None`: the `kubernetes` Service gets no endpoint from here.
+    pub advertise_address: Option<IpAddr>,
     /// `--secure-port`.
     pub secure_port: u16,
     /// Content of `--client-ca-file`, for extension API servers.
@@ -78,21 +78,12 @@ enum Keep {
 
 fn wanted(facts: &ClusterFacts) -> Vec<(&'static str, &'static str, Keep, Value)> {
     let class = |name: &str, value: i64, description: &str| json!({"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": name}, "value": value, "description": description});
-    let address = facts.advertise_address.to_string();
-    let family = if facts.advertise_address.is_ipv4() {
-        "IPv4"
-    } else {
-        "IPv6"
-    };
     let service_family = if facts.service_address.is_ipv4() {
         "IPv4"
     } else {
         "IPv6"
     };
-    let port = json!({"name": "https", "port": facts.secure_port, "protocol": "TCP"});
-    let in_default =
-        |labels: Value| json!({"name": "kubernetes", "namespace": "default", "labels": labels});
-    vec![
+    let mut wanted = vec![
         (
             "scheduling.k8s.io",
             "priorityclasses",
@@ -141,6 +132,35 @@ fn wanted(facts: &ClusterFacts) -> Vec<(&'static str, &'static str, Keep, Value)
         ),
         (
             "",
+            "configmaps",
+            Keep::Ours,
+            authentication_config_map(facts),
+        ),
+    ];
+    // A loopback address would lead every Pod to itself; endpoints may not hold one.
+    let address = facts
+        .advertise_address
+        .filter(|address| !address.is_loopback());
+    wanted.extend(
+        address
+            .into_iter()
+            .flat_map(|address| endpoints(address, facts.secure_port)),
+    );
+    wanted
+}
+
+fn in_default(labels: Value) -> Value {
+    json!({"name": "kubernetes", "namespace": "default", "labels": labels})
+}
+
+/// Where the `kubernetes` Service leads. With several servers the last one started wins; sharing the list is for the
+/// day when several servers share a store.
+fn endpoints(address: IpAddr, port: u16) -> [(&'static str, &'static str, Keep, Value); 2] {
+    let family = if address.is_ipv4() { "IPv4" } else { "IPv6" };
+    let port = json!({"name": "https", "port": port, "protocol": "TCP"});
+    [
+        (
+            "",
             "endpoints",
             Keep::Ours,
             json!({
@@ -162,12 +182,6 @@ fn wanted(facts: &ClusterFacts) -> Vec<(&'static str, &'static str, Keep, Value)
                 "endpoints": [{"addresses": [address], "conditions": {"ready": true}}],
                 "ports": [port],
             }),
-        ),
-        (
-            "",
-            "configmaps",
-            Keep::Ours,
-            authentication_config_map(facts),
         ),
     ]
 }
