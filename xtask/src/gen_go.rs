@@ -21,6 +21,9 @@ pub struct GoField {
     pub omit_zero: bool,
     /// The struct is embedded: its members stand directly in the parent's JSON object.
     pub inline: bool,
+    /// The declared default (`+default=`) of a pointer, as JSON. The facts leave out empty ones, which for a pointer
+    /// are not the same as none.
+    pub default: Option<String>,
     /// The Go type without pointer, package names spelled as the compiler prints them.
     pub go_type: String,
 }
@@ -83,6 +86,7 @@ fn scan_file(
     let own = package.rsplit('.').next().unwrap_or(package);
     let mut imports: HashMap<String, String> = HashMap::new();
     let mut current: Option<(String, GoType)> = None;
+    let mut default = None;
     for line in text.lines() {
         let trimmed = line.trim();
         match &mut current {
@@ -104,8 +108,12 @@ fn scan_file(
                 if line.starts_with('}') {
                     out.insert(name.clone(), std::mem::take(found));
                     current = None;
-                } else if !trimmed.starts_with("//") {
-                    scan_field(trimmed, own, &imports, found);
+                } else if let Some(comment) = trimmed.strip_prefix("//") {
+                    if let Some(text) = comment.trim().strip_prefix("+default=") {
+                        default = Some(text.to_string()).filter(|t| !t.starts_with("ref("));
+                    }
+                } else {
+                    scan_field(trimmed, own, &imports, default.take(), found);
                 }
             }
         }
@@ -125,7 +133,13 @@ fn import(line: &str) -> Option<(String, String)> {
     Some((alias.to_string(), last.clone()))
 }
 
-fn scan_field(line: &str, own: &str, imports: &HashMap<String, String>, found: &mut GoType) {
+fn scan_field(
+    line: &str,
+    own: &str,
+    imports: &HashMap<String, String>,
+    default: Option<String>,
+    found: &mut GoType,
+) {
     let Some((decl, tag)) = line.split_once('`') else {
         return;
     };
@@ -177,6 +191,7 @@ fn scan_field(line: &str, own: &str, imports: &HashMap<String, String>, found: &
             always: !options.contains(&"omitempty") && !options.contains(&"inline"),
             omit_zero: options.contains(&"omitzero"),
             inline: options.contains(&"inline"),
+            default: default.filter(|_| pointer),
             go_type: go_type(spelled.trim_start_matches('*'), own, imports),
         },
     );
@@ -216,7 +231,7 @@ fn go_type(spelled: &str, own: &str, imports: &HashMap<String, String>) -> Strin
 pub fn render(types: &BTreeMap<String, GoType>) -> String {
     let mut out = String::from(
         "# Go declarations of the API types, v1.36, by wire number: JSON or embedded name, `p` pointer, `a` written even when empty, `z` omitzero, `i` inline, then the\n\
-         # Go type. Made by `cargo xtask gen --go-api <kubernetes checkout>`.\n",
+         # Go type and a pointer's declared default. Made by `cargo xtask gen --go-api <kubernetes checkout>`.\n",
     );
     for (name, found) in types {
         out.push_str(name);
@@ -239,8 +254,12 @@ pub fn render(types: &BTreeMap<String, GoType>) -> String {
             if flags.is_empty() {
                 flags.push('-');
             }
+            let default = match &field.default {
+                Some(text) => format!(" default={text}"),
+                None => String::new(),
+            };
             out.push_str(&format!(
-                " {number} {} {flags} {}\n",
+                " {number} {} {flags} {}{default}\n",
                 field.json, field.go_type
             ));
         }
@@ -255,7 +274,7 @@ pub fn parse(text: &str) -> Result<BTreeMap<String, GoType>> {
     for line in text.lines().filter(|l| !l.starts_with('#')) {
         let words: Vec<&str> = line.split_whitespace().collect();
         if let Some(field) = line.strip_prefix(' ') {
-            let [number, json, flags, go_type] = words[..] else {
+            let [number, json, flags, go_type, ref rest @ ..] = words[..] else {
                 anyhow::bail!("go-fields.txt: bad field line {field:?}");
             };
             let number = number
@@ -267,6 +286,10 @@ pub fn parse(text: &str) -> Result<BTreeMap<String, GoType>> {
                 always: flags.contains('a'),
                 omit_zero: flags.contains('z'),
                 inline: flags.contains('i'),
+                default: rest
+                    .iter()
+                    .find_map(|w| w.strip_prefix("default="))
+                    .map(str::to_string),
                 go_type: go_type.to_string(),
             };
             out.entry(name.clone())

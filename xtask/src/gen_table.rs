@@ -156,6 +156,11 @@ fn compact_types(types: &str, go: &BTreeMap<String, GoType>) -> Result<String> {
                     out.push_str(flag);
                 }
             }
+            if let Some(default) = &field.default
+                && !marks.iter().any(|m| m.starts_with("default="))
+            {
+                out.push_str(&format!(" default={default}"));
+            }
             if field.go_type != derived_go_type(&package, cardinality, &words) {
                 out.push_str(&format!(" go={}", field.go_type));
             }

@@ -144,4 +144,8 @@ fn declared_defaults_are_set() {
     let mut port = json!({"hostPort": 0});
     apply_defaults(&mut port, ty("io.k8s.api.core.v1.ContainerPort"));
     assert_eq!(port, json!({"hostPort": 0, "protocol": "TCP"}));
+    // An empty default of a pointer is a default too.
+    let mut probe = json!({"grpc": {"port": 1}});
+    apply_defaults(&mut probe, ty("io.k8s.api.core.v1.Probe"));
+    assert_eq!(probe, json!({"grpc": {"port": 1, "service": ""}}));
 }
