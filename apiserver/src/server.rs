@@ -24,6 +24,7 @@ use crate::health::Health;
 use crate::loopback;
 use crate::metrics::Metrics;
 use crate::objects::Objects;
+use crate::registry::core::allocator::Allocator;
 use crate::registry::store::Storage;
 use crate::registry::{Registry, UnknownType, strategies};
 
@@ -120,10 +121,18 @@ impl ApiServer {
     pub async fn start(config: Config, store: Arc<dyn Store>) -> Result<ApiServer, StartError> {
         let closing = CancellationToken::new();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let settings = strategies::Settings {
+            services: Arc::new(Allocator::new(
+                config.service_cidrs.clone(),
+                config.node_ports,
+                config.clock.clone(),
+            )),
+            event_ttl_seconds: config.event_ttl.as_secs(),
+        };
         let registry = Arc::new(Registry::new(
             Catalog::builtin(),
             Schema::builtin(),
-            strategies::lookup,
+            |group, resource| strategies::lookup(group, resource, &settings),
         )?);
         let caches = Caches::new(store.clone(), registry.clone());
         let objects = Objects(caches.clone());
@@ -172,6 +181,9 @@ impl ApiServer {
             openid,
             config,
         });
+        let services = objects.list("", "services", None).await;
+        let services = services.map_err(|e| StartError::System(e.message))?;
+        settings.services.load(services.iter().map(|s| &**s));
         let facts = cluster_facts(&server.config)?;
         bootstrap::run(&objects, &loopback::Loopback(server.clone()), &facts)
             .await

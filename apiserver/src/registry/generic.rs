@@ -114,6 +114,29 @@ pub fn has_generation(row: &Resource) -> bool {
     listed(WITH_GENERATION, row)
 }
 
+/// Group and resource of the kinds whose deletion answers with the object (upstream `ReturnDeletedObject`).
+const RETURNS_DELETED: &[(&str, &str)] = &[
+    ("", "namespaces"),
+    ("", "persistentvolumeclaims"),
+    ("", "persistentvolumes"),
+    ("", "pods"),
+    ("", "podtemplates"),
+    ("", "resourcequotas"),
+    ("", "serviceaccounts"),
+    ("", "services"),
+    ("resource.k8s.io", ""),
+    ("storage.k8s.io", "csidrivers"),
+    ("storage.k8s.io", "csinodes"),
+    ("storage.k8s.io", "storageclasses"),
+    ("storage.k8s.io", "volumeattachments"),
+    ("storage.k8s.io", "volumeattributesclasses"),
+];
+
+/// Whether a DELETE answers with the object that was deleted.
+pub fn returns_deleted(row: &Resource) -> bool {
+    listed(RETURNS_DELETED, row)
+}
+
 /// Whether PUT creates what does not exist.
 pub fn creates_on_update(row: &Resource) -> bool {
     listed(CREATED_ON_UPDATE, row)

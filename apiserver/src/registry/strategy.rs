@@ -171,9 +171,10 @@ pub trait Strategy: Send + Sync + 'static {
         GarbageCollection::Background
     }
 
-    /// Whether a DELETE answers with the object that was deleted instead of a `Status`.
-    fn returns_deleted_object(&self) -> bool {
-        false
+    /// Whether a DELETE answers with the object that was deleted instead of a `Status`. The default looks into
+    /// upstream's list.
+    fn returns_deleted_object(&self, row: &Resource) -> bool {
+        super::generic::returns_deleted(row)
     }
 
     /// Seconds after which the store forgets the object by itself (events).

@@ -53,7 +53,7 @@ pub async fn delete(call: &mut Call, body: &Bytes) -> Result<Response, ApiError>
         Some(false) => StatusCode::ACCEPTED,
         _ => StatusCode::OK,
     };
-    let shows_object = served.strategy.returns_deleted_object();
+    let shows_object = served.strategy.returns_deleted_object(&served.row);
     let (stored, code, shows_object) = match deleted {
         Deleted::Gone(stored) => (stored, StatusCode::OK, shows_object),
         Deleted::Marked(stored) => (stored, stays_code, true),

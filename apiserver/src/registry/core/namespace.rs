@@ -56,10 +56,6 @@ impl Strategy for Namespace {
         }
     }
 
-    fn returns_deleted_object(&self) -> bool {
-        true
-    }
-
     fn holds_deletion(&self, object: &Value) -> bool {
         !value::items(object, &["spec", "finalizers"]).is_empty()
     }

@@ -70,10 +70,6 @@ impl Strategy for Pod {
         // Negative periods count as one second.
         Some(if asked < 0 { 1 } else { asked })
     }
-
-    fn returns_deleted_object(&self) -> bool {
-        true
-    }
 }
 
 /// A status update cannot touch owners or undo a deletion; other metadata follows the request, as upstream allows.
