@@ -174,6 +174,8 @@ pub async fn read_body(mut body: RequestBody) -> Result<Bytes, ApiError> {
 pub struct Admission {
     server: Arc<Server>,
     request: AdmissionRequest,
+    /// Whether the URL names the object.
+    named: bool,
     warnings: Vec<String>,
 }
 
@@ -188,6 +190,7 @@ impl Admission {
     ) -> Admission {
         Admission {
             server: call.server.clone(),
+            named: !call.info.name.is_empty(),
             request: AdmissionRequest {
                 operation,
                 request: call.info.clone(),
@@ -253,11 +256,16 @@ impl Admission {
     }
 
     fn fill(&mut self, object: Option<Value>, old: Option<Arc<Value>>) {
-        // A generated name is known only now.
-        if self.request.request.name.is_empty()
+        // A new object's name stands in its body; a generated one is known only at validation, and may change when
+        // it turns out to be taken.
+        if !self.named
             && let Some(object) = &object
         {
-            self.request.request.name = meta::name(object).to_string();
+            let info = &mut self.request.request;
+            info.name = meta::name(object).to_string();
+            if info.group.is_empty() && info.resource == "namespaces" {
+                info.namespace.clone_from(&info.name);
+            }
         }
         self.request.object = object;
         self.request.old_object = old;
