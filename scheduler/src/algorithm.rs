@@ -187,7 +187,7 @@ impl Algorithm {
                 (best, equals) = (i, 1);
             } else if *score == scores[best] {
                 equals += 1;
-                if self.random.next_number() % equals == 0 {
+                if self.random.next_number().is_multiple_of(equals) {
                     best = i;
                 }
             }

@@ -185,7 +185,7 @@ fn victims_on(
         .run_with_nominated(pod, &node, nominator)
         .map_err(|(_, rejection)| rejection)?;
 
-    potential.sort_by(|a, b| importance(a).cmp(&importance(b)));
+    potential.sort_by_key(|p| importance(p));
     let (violating, harmless) = split_by_budgets(snapshot, &potential);
     let mut victims = Vec::new();
     let mut violations = 0;
@@ -202,7 +202,7 @@ fn victims_on(
             }
         }
     }
-    victims.sort_by(|a, b| importance(a).cmp(&importance(b)));
+    victims.sort_by_key(|p| importance(p));
     if victims.is_empty() {
         return Err(Rejection::unresolvable(
             "No preemption victims found for incoming pod",
