@@ -17,6 +17,7 @@ pub mod health;
 pub mod loopback;
 pub mod metrics;
 pub mod objects;
+pub mod openapi;
 pub mod pki;
 pub mod reader;
 pub mod registry;

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use serde_json::Value;
 
 use crate::gen_go::{self, GoType};
 
@@ -35,7 +36,7 @@ pub fn run(check: bool, go_api: Option<&Path>) -> Result<()> {
     let outputs = [
         (
             "machinery/src/schema/types.txt",
-            compact_types(&types, &go)?,
+            compact_types(&types, &go, &published(&facts.join("openapi-v3"), &types)?)?,
         ),
         (
             "machinery/src/catalog/resources.tsv",
@@ -82,8 +83,13 @@ fn type_names(types: &str) -> HashSet<String> {
 /// The compact form: `P package`, `T Name marks`, then per field `name number type marks`. A type is `s b i l
 /// d y` (string, bool, int32, int64, double, bytes), `.Name` (same package), `core.v1.Name` (io.k8s.api),
 /// `~apis.meta.v1.Name` (io.k8s.apimachinery.pkg) or `!full.name`; `[]` before it means repeated, `{}` a map.
-fn compact_types(types: &str, go: &BTreeMap<String, GoType>) -> Result<String> {
+fn compact_types(
+    types: &str,
+    go: &BTreeMap<String, GoType>,
+    published: &BTreeMap<String, Published>,
+) -> Result<String> {
     let mut out = String::new();
+    let mut schema: Option<&Published> = None;
     let mut package = String::new();
     let mut current: Option<&GoType> = None;
     for (index, line) in types.lines().enumerate() {
@@ -96,6 +102,7 @@ fn compact_types(types: &str, go: &BTreeMap<String, GoType>) -> Result<String> {
                 out.push_str(&format!("P {pkg}\n"));
             }
             current = go.get(*name);
+            schema = published.get(*name);
             out.push_str(&format!("T {short}"));
             for mark in marks {
                 out.push_str(&format!(" {mark}"));
@@ -146,6 +153,9 @@ fn compact_types(types: &str, go: &BTreeMap<String, GoType>) -> Result<String> {
                 out.push_str(&format!(" {mark}"));
             }
         }
+        if let Some(schema) = schema {
+            out.push_str(&schema.marks(json_name));
+        }
         if let Some(field) = found {
             for (on, flag) in [
                 (field.pointer, " p"),
@@ -170,6 +180,69 @@ fn compact_types(types: &str, go: &BTreeMap<String, GoType>) -> Result<String> {
         out.push('\n');
     }
     Ok(out)
+}
+
+/// The published OpenAPI schema that shows the fields of a type that is not published itself: that of a type which
+/// inlines it. The facts' type list knows no more of such fields than their types.
+struct Published(Value);
+
+/// For each unpublished type that a published one inlines, that one's schema.
+fn published(dir: &Path, types: &str) -> Result<BTreeMap<String, Published>> {
+    let mut schemas: BTreeMap<String, Value> = BTreeMap::new();
+    for entry in fs::read_dir(dir).with_context(|| format!("read {}", dir.display()))? {
+        let path = entry?.path();
+        let mut document: Value = serde_json::from_str(&read(&path)?)
+            .with_context(|| format!("parse {}", path.display()))?;
+        if let Value::Object(found) = document["components"]["schemas"].take() {
+            schemas.extend(found);
+        }
+    }
+    let mut out = BTreeMap::new();
+    let mut outer = "";
+    for line in types.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match &words[..] {
+            ["type", name, ..] => outer = name,
+            [_, _, _, inner, marks @ ..] if marks.contains(&"inline") => {
+                if let (Some(schema), false) = (schemas.get(outer), schemas.contains_key(*inner)) {
+                    out.entry(inner.to_string())
+                        .or_insert_with(|| Published(schema.clone()));
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(out)
+}
+
+impl Published {
+    /// The marks of a field that the type list lacks but the schema tells.
+    fn marks(&self, json_name: &str) -> String {
+        let property = &self.0["properties"][json_name];
+        let mut out = String::new();
+        let required = self.0["required"].as_array();
+        if required.is_some_and(|names| names.iter().any(|name| name == json_name)) {
+            out.push_str(" required");
+        }
+        for (mark, extension) in [
+            ("list", "x-kubernetes-list-type"),
+            ("keys", "x-kubernetes-list-map-keys"),
+            ("map", "x-kubernetes-map-type"),
+            ("strategy", "x-kubernetes-patch-strategy"),
+            ("mergekey", "x-kubernetes-patch-merge-key"),
+        ] {
+            let text = match &property[extension] {
+                Value::String(text) => text.clone(),
+                Value::Array(items) => {
+                    let items: Vec<&str> = items.iter().filter_map(Value::as_str).collect();
+                    items.join(",")
+                }
+                _ => continue,
+            };
+            out.push_str(&format!(" {mark}={text}"));
+        }
+        out
+    }
 }
 
 fn compact_kind(kind: &str, package: &str) -> String {

@@ -30,7 +30,7 @@ fn check(group: &str, name: &str, object: Value, want: Value) {
 
 #[test]
 fn every_printer_has_a_cell_for_each_column() {
-    for (group, name, printer) in printers::PRINTERS {
+    for (group, name, printer) in printers::all() {
         resource(group, name);
         let columns = printer_columns(printer).count();
         let cells = printer.cells.len();

@@ -104,7 +104,7 @@ fn apply(document: &mut Value, op: &Operation<'_>, copied: &mut usize) -> Result
 }
 
 impl Operation<'_> {
-    fn from_path(&self) -> Result<&str, String> {
+    fn source_path(&self) -> Result<&str, String> {
         self.from.ok_or_else(|| {
             let op = self.op;
             format!(
@@ -181,7 +181,7 @@ fn replace(document: &mut Value, op: &Operation<'_>) -> Result<(), String> {
 }
 
 fn move_value(document: &mut Value, op: &Operation<'_>) -> Result<(), String> {
-    let from = op.from_path()?;
+    let from = op.source_path()?;
     let (container, key) = find(document, from).ok_or_else(|| {
         format!("move operation does not apply: doc is missing from path: {from}: {MISSING}")
     })?;
@@ -219,7 +219,7 @@ fn test(document: &mut Value, op: &Operation<'_>) -> Result<(), String> {
 }
 
 fn copy(document: &mut Value, op: &Operation<'_>, copied: &mut usize) -> Result<(), String> {
-    let from = op.from_path()?;
+    let from = op.source_path()?;
     let (container, key) = find(document, from).ok_or_else(|| {
         format!("copy operation does not apply: doc is missing from path: {from}: {MISSING}")
     })?;

@@ -1,0 +1,411 @@
+//! Printers of the core group, of workloads and of services.
+
+use super::super::cell::Cell::*;
+use super::super::{config, network, pod, storage, workloads};
+use super::{AGE, Entry, NAME, Printer, column, printer, printer_of};
+
+const TEMPLATE: &str = "spec.template.spec.containers";
+const NETWORKING: &str = "networking.k8s.io";
+
+const EVENT: Printer = printer(
+    "event",
+    &[
+        Made(config::event_last_seen),
+        Text("type"),
+        Text("reason"),
+        Made(config::event_object),
+        Made(config::event_subobject),
+        Made(config::event_source),
+        Made(config::event_message),
+        Made(config::event_first_seen),
+        Made(config::event_count),
+        Name,
+    ],
+);
+
+pub(super) static PRINTERS: &[Entry] = &[
+    (
+        "",
+        "pods",
+        Printer {
+            columns: "pod",
+            more_columns: &[],
+            cells: &[
+                Name,
+                Made(pod::ready),
+                Made(pod::status),
+                Made(pod::restarts),
+                Age,
+                Made(pod::ip),
+                Made(pod::node),
+                Made(pod::nominated_node),
+                Made(pod::readiness_gates),
+            ],
+            conditions: pod::conditions,
+        },
+    ),
+    (
+        "",
+        "podtemplates",
+        printer(
+            "podTemplate",
+            &[
+                Name,
+                Names("template.spec.containers"),
+                Images("template.spec.containers"),
+                Labels("template.metadata.labels"),
+            ],
+        ),
+    ),
+    (
+        "",
+        "replicationcontrollers",
+        printer(
+            "replicationController",
+            &[
+                Name,
+                Int("spec.replicas"),
+                Int("status.replicas"),
+                Int("status.readyReplicas"),
+                Age,
+                Names(TEMPLATE),
+                Images(TEMPLATE),
+                Labels("spec.selector"),
+            ],
+        ),
+    ),
+    (
+        "",
+        "services",
+        printer(
+            "service",
+            &[
+                Name,
+                Text("spec.type"),
+                Made(network::cluster_ip),
+                Made(network::external_ip),
+                Made(network::service_ports),
+                Age,
+                Labels("spec.selector"),
+            ],
+        ),
+    ),
+    (
+        "",
+        "endpoints",
+        printer("endpoint", &[Name, Made(network::endpoints), Age]),
+    ),
+    (
+        "",
+        "nodes",
+        printer(
+            "node",
+            &[
+                Name,
+                Made(config::node_status),
+                Made(config::node_roles),
+                Age,
+                Text("status.nodeInfo.kubeletVersion"),
+                Made(config::node_internal_ip),
+                Made(config::node_external_ip),
+                Made(config::node_os),
+                Made(config::node_kernel),
+                Made(config::node_runtime),
+            ],
+        ),
+    ),
+    ("", "events", EVENT),
+    ("events.k8s.io", "events", EVENT),
+    (
+        "",
+        "namespaces",
+        printer("namespace", &[Name, Text("status.phase"), Age]),
+    ),
+    (
+        "",
+        "secrets",
+        printer("secret", &[Name, Text("type"), Count("data"), Age]),
+    ),
+    (
+        "",
+        "serviceaccounts",
+        printer("serviceAccount", &[Name, Age]),
+    ),
+    (
+        "",
+        "persistentvolumes",
+        printer(
+            "persistentVolume",
+            &[
+                Name,
+                TextOr("spec.capacity.storage", "0"),
+                Made(storage::spec_access_modes),
+                Text("spec.persistentVolumeReclaimPolicy"),
+                Made(storage::phase),
+                Made(storage::claim),
+                Made(storage::class),
+                TextOr("spec.volumeAttributesClassName", "<unset>"),
+                Text("status.reason"),
+                Age,
+                TextOr("spec.volumeMode", "<unset>"),
+            ],
+        ),
+    ),
+    (
+        "",
+        "persistentvolumeclaims",
+        printer(
+            "persistentVolumeClaim",
+            &[
+                Name,
+                Made(storage::phase),
+                Text("spec.volumeName"),
+                Made(storage::bound_capacity),
+                Made(storage::bound_access_modes),
+                Made(storage::class),
+                TextOr("spec.volumeAttributesClassName", "<unset>"),
+                Age,
+                TextOr("spec.volumeMode", "<unset>"),
+            ],
+        ),
+    ),
+    (
+        "",
+        "componentstatuses",
+        printer(
+            "componentStatus",
+            &[
+                Name,
+                Made(config::component_status),
+                Made(config::component_message),
+                Made(config::component_error),
+            ],
+        ),
+    ),
+    (
+        "",
+        "configmaps",
+        printer("configMap", &[Name, Made(config::config_map_data), Age]),
+    ),
+    (
+        "",
+        "resourcequotas",
+        printer(
+            "resourceQuota",
+            &[
+                Name,
+                Made(config::quota_requests),
+                Made(config::quota_limits),
+                Age,
+            ],
+        ),
+    ),
+    (
+        "apps",
+        "deployments",
+        printer(
+            "deployment",
+            &[
+                Name,
+                Made(workloads::ready_replicas),
+                Int("status.updatedReplicas"),
+                Int("status.availableReplicas"),
+                Age,
+                Names(TEMPLATE),
+                Images(TEMPLATE),
+                Made(workloads::deployment_selector),
+            ],
+        ),
+    ),
+    (
+        "apps",
+        "replicasets",
+        printer(
+            "replicaSet",
+            &[
+                Name,
+                Int("spec.replicas"),
+                Int("status.replicas"),
+                Int("status.readyReplicas"),
+                Age,
+                Names(TEMPLATE),
+                Images(TEMPLATE),
+                Selector("spec.selector"),
+            ],
+        ),
+    ),
+    (
+        "apps",
+        "statefulsets",
+        printer(
+            "statefulSet",
+            &[
+                Name,
+                Made(workloads::ready_replicas),
+                Age,
+                Names(TEMPLATE),
+                Images(TEMPLATE),
+            ],
+        ),
+    ),
+    (
+        "apps",
+        "daemonsets",
+        printer(
+            "daemonSet",
+            &[
+                Name,
+                Int("status.desiredNumberScheduled"),
+                Int("status.currentNumberScheduled"),
+                Int("status.numberReady"),
+                Int("status.updatedNumberScheduled"),
+                Int("status.numberAvailable"),
+                Labels("spec.template.spec.nodeSelector"),
+                Age,
+                Names(TEMPLATE),
+                Images(TEMPLATE),
+                Selector("spec.selector"),
+            ],
+        ),
+    ),
+    (
+        "apps",
+        "controllerrevisions",
+        printer(
+            "controllerRevision",
+            &[
+                Name,
+                Made(workloads::revision_controller),
+                Int("revision"),
+                Age,
+            ],
+        ),
+    ),
+    (
+        "batch",
+        "jobs",
+        printer(
+            "job",
+            &[
+                Name,
+                Made(workloads::job_status),
+                Made(workloads::job_completions),
+                Made(workloads::job_duration),
+                Age,
+                Names(TEMPLATE),
+                Images(TEMPLATE),
+                Selector("spec.selector"),
+            ],
+        ),
+    ),
+    (
+        "batch",
+        "cronjobs",
+        printer(
+            "cronJob",
+            &[
+                Name,
+                Text("spec.schedule"),
+                TextOr("spec.timeZone", "<none>"),
+                Made(workloads::suspended),
+                Count("status.active"),
+                Since("status.lastScheduleTime", "<none>"),
+                Age,
+                Names("spec.jobTemplate.spec.template.spec.containers"),
+                Images("spec.jobTemplate.spec.template.spec.containers"),
+                Selector("spec.jobTemplate.spec.selector"),
+            ],
+        ),
+    ),
+    (
+        "autoscaling",
+        "horizontalpodautoscalers",
+        printer(
+            "horizontalPodAutoscaler",
+            &[
+                Name,
+                Made(workloads::hpa_reference),
+                Made(workloads::hpa_metrics),
+                Made(workloads::hpa_min),
+                Int("spec.maxReplicas"),
+                Int("status.currentReplicas"),
+                Age,
+            ],
+        ),
+    ),
+    (
+        "policy",
+        "poddisruptionbudgets",
+        printer(
+            "podDisruptionBudget",
+            &[
+                Name,
+                TextOr("spec.minAvailable", "N/A"),
+                TextOr("spec.maxUnavailable", "N/A"),
+                Int("status.disruptionsAllowed"),
+                Age,
+            ],
+        ),
+    ),
+    (
+        NETWORKING,
+        "ingresses",
+        printer(
+            "ingress",
+            &[
+                Name,
+                TextOr("spec.ingressClassName", "<none>"),
+                Made(network::ingress_hosts),
+                Made(network::ingress_address),
+                Made(network::ingress_ports),
+                Age,
+            ],
+        ),
+    ),
+    (
+        NETWORKING,
+        "ingressclasses",
+        printer(
+            "ingressClass",
+            &[
+                Made(network::ingress_class_name),
+                Text("spec.controller"),
+                Made(network::ingress_class_parameters),
+                Age,
+            ],
+        ),
+    ),
+    (
+        NETWORKING,
+        "networkpolicies",
+        printer_of(
+            &[NAME, column("Pod-Selector", "string", "", 0), AGE],
+            &[Name, Made(network::policy_selector), Age],
+        ),
+    ),
+    (
+        NETWORKING,
+        "servicecidrs",
+        printer("serviceCIDR", &[Name, Joined("spec.cidrs", ""), Age]),
+    ),
+    (
+        NETWORKING,
+        "ipaddresses",
+        // Upstream, too, has a third cell without a column.
+        printer("ipAddress", &[Name, Made(network::ip_parent), Age]),
+    ),
+    (
+        "discovery.k8s.io",
+        "endpointslices",
+        printer(
+            "endpointSlice",
+            &[
+                Name,
+                Text("addressType"),
+                Made(network::slice_ports),
+                Made(network::slice_endpoints),
+                Age,
+            ],
+        ),
+    ),
+];
