@@ -2,6 +2,7 @@
 //! Knows nothing of API objects: keys are paths such as `/registry/pods/default/a`, values are bytes.
 
 pub mod embedded;
+pub mod etcd;
 #[cfg(any(test, feature = "suite"))]
 #[allow(clippy::missing_panics_doc)]
 pub mod suite;

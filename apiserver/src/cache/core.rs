@@ -316,6 +316,14 @@ pub(super) fn page(
         page.items.extend(found.cloned());
         return page;
     }
+    // Of cluster-scoped objects the name is the key.
+    if let (None, Some(name), None) = (namespace, &selection.name, start)
+        && let Some(found) = snapshot.get(name)
+    {
+        page.items
+            .extend(selection.matches(found, indexed).then(|| found.clone()));
+        return page;
+    }
     let prefix = namespace.map_or(String::new(), |n| format!("{n}/"));
     let start = format!("{prefix}{}", start.unwrap_or(""));
     let mut rest = snapshot.from(Bound::Included(&start), namespace);

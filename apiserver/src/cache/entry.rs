@@ -68,10 +68,10 @@ impl Builder {
             revision,
             json,
             revision_at,
-            facts: Facts {
-                labels: found.labels.into(),
-                fields: found.fields.into(),
-            },
+            facts: Facts::new(
+                found.labels.iter().map(|(key, value)| (&**key, &**value)),
+                found.fields.iter().map(|value| &**value),
+            ),
         }))
     }
 }

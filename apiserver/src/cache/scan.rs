@@ -76,11 +76,11 @@ impl Node {
 
 /// What a scan found.
 #[derive(Debug, Default)]
-pub(super) struct Found {
+pub(super) struct Found<'a> {
     /// Sorted by key.
-    pub labels: Vec<(Box<str>, Box<str>)>,
+    pub labels: Vec<(Cow<'a, str>, Cow<'a, str>)>,
     /// One per field of the plan.
-    pub fields: Vec<Box<str>>,
+    pub fields: Vec<Cow<'a, str>>,
     /// The value of `metadata.resourceVersion`, quotes included, if there is one.
     pub revision: Option<std::ops::Range<usize>>,
     /// Just behind the opening brace of `metadata`, and whether it has members.
@@ -90,10 +90,10 @@ pub(super) struct Found {
 }
 
 /// Reads `json`, which must be one object.
-pub(super) fn scan(json: &[u8], plan: &Plan) -> Result<Found, ScanError> {
+pub(super) fn scan<'a>(json: &'a [u8], plan: &'a Plan) -> Result<Found<'a>, ScanError> {
     let mut scanner = Scanner { json, at: 0 };
     let mut found = Found {
-        fields: vec![Box::default(); plan.defaults.len()],
+        fields: vec![Cow::Borrowed(""); plan.defaults.len()],
         ..Found::default()
     };
     // Rank of the path each field was found by; a smaller one wins.
@@ -108,7 +108,7 @@ pub(super) fn scan(json: &[u8], plan: &Plan) -> Result<Found, ScanError> {
     }
     for ((field, rank), default) in found.fields.iter_mut().zip(&ranks).zip(&plan.defaults) {
         if *rank == usize::MAX {
-            *field = (**default).into();
+            *field = Cow::Borrowed(default);
         }
     }
     found.labels.sort_unstable();
@@ -153,7 +153,7 @@ impl<'a> Scanner<'a> {
     fn members(
         &mut self,
         node: &Node,
-        found: &mut Found,
+        found: &mut Found<'a>,
         ranks: &mut [usize],
     ) -> Result<(), ScanError> {
         if !self.has_members()? {
@@ -191,7 +191,7 @@ impl<'a> Scanner<'a> {
     fn value(
         &mut self,
         node: &Node,
-        found: &mut Found,
+        found: &mut Found<'a>,
         ranks: &mut [usize],
     ) -> Result<(), ScanError> {
         let start = self.at;
@@ -226,13 +226,13 @@ impl<'a> Scanner<'a> {
         for (field, rank) in &node.fields {
             if *rank < ranks[*field] {
                 ranks[*field] = *rank;
-                found.fields[*field] = (*text).into();
+                found.fields[*field] = text.clone();
             }
         }
         Ok(())
     }
 
-    fn labels(&mut self, found: &mut Found) -> Result<(), ScanError> {
+    fn labels(&mut self, found: &mut Found<'a>) -> Result<(), ScanError> {
         if !self.has_members()? {
             self.at += 1;
             return Ok(());
@@ -247,7 +247,7 @@ impl<'a> Scanner<'a> {
             if self.peek()? == b'"' {
                 let at = self.at;
                 let value = unescape(self.string()?).ok_or(ScanError { at })?;
-                found.labels.push(((*key).into(), (*value).into()));
+                found.labels.push((key, value));
             } else {
                 self.skip()?;
             }

@@ -540,6 +540,7 @@ impl Subject for CachedEngine {
         };
         let tuning = Tuning {
             limits: self.limits,
+            wait: Duration::from_millis(500),
             ..Tuning::default()
         };
         let cache = Cache::start_with(things(), store.clone(), tuning);

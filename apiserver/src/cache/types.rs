@@ -62,29 +62,68 @@ pub trait CacheSpecs: Send + Sync + 'static {
     fn spec(&self, resource: &GroupResource) -> Option<CacheSpec>;
 }
 
-/// What selectors can see of an object.
+/// What selectors can see of an object. There is one for each cached object, so it is one text with marks in it.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Facts {
-    pub(super) labels: Box<[(Box<str>, Box<str>)]>,
-    /// Values in the order of `CacheSpec::fields`.
-    pub(super) fields: Box<[Box<str>]>,
+    /// Key and value of each label, sorted by key, then the values of the fields in the order of `CacheSpec::fields`.
+    text: Box<str>,
+    /// Where each of them ends.
+    ends: Box<[u32]>,
+    labels: u32,
 }
 
 impl Facts {
+    /// Labels must be sorted by key.
+    pub(super) fn new<'a>(
+        labels: impl Iterator<Item = (&'a str, &'a str)>,
+        fields: impl Iterator<Item = &'a str>,
+    ) -> Self {
+        let (mut text, mut ends) = (String::new(), Vec::new());
+        let mut put = |part: &str| {
+            text.push_str(part);
+            // Objects are far below 4 GiB.
+            ends.push(text.len() as u32);
+        };
+        let mut count = 0;
+        for (key, value) in labels {
+            put(key);
+            put(value);
+            count += 1;
+        }
+        fields.for_each(put);
+        Facts {
+            text: text.into(),
+            ends: ends.into(),
+            labels: count,
+        }
+    }
+
+    fn part(&self, at: usize) -> Option<&str> {
+        let end = *self.ends.get(at)? as usize;
+        let start = at
+            .checked_sub(1)
+            .map_or(0, |before| self.ends[before] as usize);
+        self.text.get(start..end)
+    }
+
+    fn label_at(&self, at: usize) -> Option<(&str, &str)> {
+        Some((self.part(2 * at)?, self.part(2 * at + 1)?))
+    }
+
     /// All labels, sorted by key.
     pub fn labels(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.labels.iter().map(|(k, v)| (&**k, &**v))
+        (0..self.labels as usize).filter_map(|at| self.label_at(at))
     }
 
     /// One label.
     pub fn label(&self, key: &str) -> Option<&str> {
-        let at = self.labels.binary_search_by(|(k, _)| (**k).cmp(key)).ok()?;
-        Some(&self.labels[at].1)
+        // A handful: looking through them is quicker than searching.
+        self.labels().find(|(k, _)| *k == key).map(|(_, v)| v)
     }
 
     /// The value of the field at `index` in `CacheSpec::fields`.
     pub fn field(&self, index: usize) -> Option<&str> {
-        self.fields.get(index).map(|v| &**v)
+        self.part(2 * self.labels as usize + index)
     }
 }
 

@@ -135,9 +135,9 @@ impl Default for Limits {
     fn default() -> Self {
         Limits {
             events: 100_000,
-            bytes: 16 << 20,
-            // Upstream keeps 75 s (`eventFreshDuration`); a client that comes back later is served from the store's
-            // log while that lasts.
+            // Upstream keeps 75 s (`eventFreshDuration`) whatever its size. Here the store's log serves those who come
+            // back later, so that the window only has to be large enough to make that rare.
+            bytes: 4 << 20,
             age_ms: 75_000,
         }
     }
