@@ -25,6 +25,7 @@ pub mod request;
 pub mod routes;
 pub mod serve;
 pub mod server;
+pub mod streaming;
 pub mod subresources;
 pub mod table;
 #[cfg(test)]

@@ -27,6 +27,7 @@ use crate::objects::Objects;
 use crate::registry::core::allocator::Allocator;
 use crate::registry::store::Storage;
 use crate::registry::{Registry, UnknownType, strategies};
+use crate::streaming::Outward;
 
 /// Why a server could not start.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +44,9 @@ pub enum StartError {
     /// A part of the configuration that makes no sense.
     #[error("{0}")]
     Config(String),
+    /// The certificates towards kubelets cannot be used.
+    #[error("the kubelet client certificate: {0}")]
+    KubeletClient(#[from] crate::streaming::tls::TlsError),
     /// The objects that every cluster has could not be made.
     #[error("the objects of the system: {0}")]
     System(String),
@@ -64,6 +68,8 @@ pub struct Server {
     pub limits: Limits,
     /// Cancelled when the server is to end its streams.
     pub closing: CancellationToken,
+    /// How kubelets, pods and services are reached.
+    pub outward: Outward,
     pub(crate) provider: Arc<rustls::crypto::CryptoProvider>,
     authentication: Authentication,
     authorizer: Union,
@@ -173,6 +179,7 @@ impl ApiServer {
             metrics: Metrics::default(),
             health,
             closing,
+            outward: Outward::new(&config.kubelet, &provider)?,
             provider,
             authentication,
             authorizer,

@@ -1,6 +1,7 @@
 //! Subresources: most are the generic verbs on a part of the object; the others have a file here.
 
 pub mod binding;
+pub mod connect;
 pub mod eviction;
 pub mod reviews;
 pub mod scale;
@@ -22,8 +23,8 @@ pub async fn dispatch(mut call: Call, body: RequestBody) -> Result<Response, Api
     let Some(sub) = call.served.row.subresource(&name).cloned() else {
         return Err(ApiError::no_such_resource());
     };
-    if is_connection(&name) {
-        return connect(call, body).await;
+    if connect::is_connection(&name) {
+        return connect::connect(call, body).await;
     }
     let verb = call.info.verb.clone();
     if !sub.verbs.contains(&verb) {
@@ -59,20 +60,6 @@ pub async fn dispatch(mut call: Call, body: RequestBody) -> Result<Response, Api
             _ => Err(method_not_allowed()),
         },
     }
-}
-
-/// Whether the subresource takes over the connection or passes it on.
-pub fn is_connection(name: &str) -> bool {
-    matches!(name, "log" | "exec" | "attach" | "portforward" | "proxy")
-}
-
-/// The subresources that lead to a kubelet or into a pod.
-async fn connect(call: Call, body: RequestBody) -> Result<Response, ApiError> {
-    drop(body);
-    Err(ApiError::service_unavailable(format!(
-        "{}/{} is not available on this server",
-        call.info.resource, call.info.subresource
-    )))
 }
 
 /// Answers a request to a resource that is not stored: reviews and old forms.
