@@ -88,8 +88,13 @@ pub fn decode(
             expected.kind
         ))
     };
-    if kind != expected.kind || group != expected.group {
+    if kind != expected.kind || found_api_version != wanted {
         let known = Catalog::builtin().kind(group, version, &kind).is_some();
+        if known && kind == expected.kind && group == expected.group {
+            return Err(ApiError::bad_request(format!(
+                "the API version in the data ({found_api_version}) does not match the expected API version ({wanted})"
+            )));
+        }
         return Err(cannot_be_handled(if known {
             format!(
                 "converting ({}) to ({}): unknown conversion",
@@ -98,14 +103,9 @@ pub fn decode(
             )
         } else {
             format!(
-                "no kind {kind:?} is registered for version {found_api_version:?} in scheme \"k8s.io/apimachinery@v1.36.2/pkg/runtime/scheme.go:110\""
+                "no kind {kind:?} is registered for version {found_api_version:?} in scheme \"k8s.io/kubernetes/pkg/api/legacyscheme/scheme.go:30\""
             )
         }));
-    }
-    if found_api_version != wanted {
-        return Err(ApiError::bad_request(format!(
-            "the API version in the data ({found_api_version}) does not match the expected API version ({wanted})"
-        )));
     }
     let decoded = match format {
         Format::Json => codec::json::decode(body, expected.object_type, strictness),

@@ -1,0 +1,385 @@
+//! The server as its clients see it: a server on an embedded store, requests through the in-process service, cases
+//! as data in `cases/*.txt`.
+//!
+//! A case is a block of lines:
+//! ```text
+//! METHOD path [as USER]      the request; USER is in no group but system:authenticated, the default is an administrator
+//! | Header: value            a request header
+//! > body                     a line of the body
+//! < CODE [REASON]            the status code, and the reason of a Status
+//! < = message                the whole message of a Status
+//! < ~ text                   a part of the body's text
+//! = path json                what stands at a path of the JSON answer (`a.b[0].c`)
+//! ! path                     nothing stands there
+//! W text                     a warning header
+//! @ name path                remembers what stands there as ${name} for later cases of the file
+//! ```
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use keelson_apiserver::config::PemPair;
+use keelson_apiserver::request::UserInfo;
+use keelson_apiserver::{ApiServer, Config};
+use keelson_machinery::clock::Clock;
+use keelson_store::embedded::{Embedded, Options};
+use serde_json::Value;
+use tower::ServiceExt;
+
+struct Harness {
+    api: ApiServer,
+    _dir: tempfile::TempDir,
+}
+
+impl Harness {
+    async fn start() -> Harness {
+        let dir = tempfile::tempdir().expect("a directory");
+        let clock = Clock::system();
+        // No socket is opened, so no certificate is needed.
+        let mut config = Config::new(
+            PemPair {
+                certificate: String::new(),
+                key: String::new(),
+            },
+            clock.clone(),
+        );
+        config.advertise_address = Some("192.0.2.1".parse().expect("an address"));
+        let store = Embedded::open(dir.path().join("store"), Options::new(clock)).expect("a store");
+        let api = ApiServer::start(config, store).await.expect("a server");
+        Harness { api, _dir: dir }
+    }
+
+    async fn send(&self, user: Option<&str>, request: http::Request<Full<Bytes>>) -> Answer {
+        let user = match user {
+            Some(name) => UserInfo {
+                name: name.to_string(),
+                ..UserInfo::default()
+            },
+            None => UserInfo {
+                name: "admin".to_string(),
+                groups: vec!["system:masters".to_string()],
+                ..UserInfo::default()
+            },
+        };
+        let service = self.api.in_process_service(user);
+        let response = match service.oneshot(request).await {
+            Ok(response) => response,
+            Err(never) => match never {},
+        };
+        let (parts, body) = response.into_parts();
+        let bytes = body.collect().await.expect("a body").to_bytes();
+        Answer {
+            code: parts.status.as_u16(),
+            headers: parts.headers,
+            json: serde_json::from_slice(&bytes).unwrap_or(Value::Null),
+            bytes,
+        }
+    }
+}
+
+struct Answer {
+    code: u16,
+    headers: http::HeaderMap,
+    json: Value,
+    bytes: Bytes,
+}
+
+/// What stands at `a.b[0].c`; a name with dots is quoted: `metadata.labels."a.b/c"`.
+fn at<'a>(value: &'a Value, path: &str) -> Option<&'a Value> {
+    let mut value = value;
+    let mut rest = path;
+    while !rest.is_empty() {
+        if let Some(after) = rest.strip_prefix('.') {
+            rest = after;
+        } else if let Some(after) = rest.strip_prefix('[') {
+            let (index, after) = after.split_once(']')?;
+            value = value.get(index.parse::<usize>().ok()?)?;
+            rest = after;
+        } else if let Some(after) = rest.strip_prefix('"') {
+            let (name, after) = after.split_once('"')?;
+            value = value.get(name)?;
+            rest = after;
+        } else {
+            let end = rest.find(['.', '[']).unwrap_or(rest.len());
+            value = value.get(&rest[..end])?;
+            rest = &rest[end..];
+        }
+    }
+    Some(value)
+}
+
+/// Runs the cases of a file; what is not as expected becomes a finding.
+async fn run_file(harness: &Harness, name: &str, text: &str) -> Vec<String> {
+    let mut findings = Vec::new();
+    let mut variables: HashMap<String, String> = HashMap::new();
+    let mut line_number = 1;
+    for block in text.split("\n\n") {
+        let here = format!("{name}:{line_number}");
+        line_number += block.matches('\n').count() + 2;
+        let mut block: String = block
+            .lines()
+            .filter(|line| !line.starts_with('#') && !line.trim().is_empty())
+            .collect::<Vec<_>>()
+            .join("\n");
+        for (variable, value) in &variables {
+            block = block.replace(&format!("${{{variable}}}"), value);
+        }
+        if !block.is_empty() {
+            check(harness, &here, &block, &mut variables, &mut findings).await;
+        }
+    }
+    findings
+}
+
+async fn check(
+    harness: &Harness,
+    here: &str,
+    block: &str,
+    variables: &mut HashMap<String, String>,
+    findings: &mut Vec<String>,
+) {
+    let mut lines = block.lines();
+    let mut head = lines.next().expect("a request line").split_whitespace();
+    let (method, path) = (head.next().expect("a method"), head.next().expect("a path"));
+    let user = head.next().and(head.next());
+    let mut request = http::Request::builder().method(method).uri(path);
+    let mut body = String::new();
+    let mut expected = Vec::new();
+    let mut typed = false;
+    for line in lines {
+        let (mark, rest) = line.split_at(1);
+        let rest = rest.strip_prefix(' ').unwrap_or(rest);
+        match mark {
+            "|" => {
+                let (name, value) = rest.split_once(": ").expect("a header");
+                typed |= name.eq_ignore_ascii_case("content-type");
+                request = request.header(name, value);
+            }
+            ">" => {
+                // `{N bytes}` stands for a body of that size.
+                match rest
+                    .strip_prefix("{")
+                    .and_then(|r| r.strip_suffix(" bytes}"))
+                {
+                    Some(size) => body = "x".repeat(size.parse().expect("a size")),
+                    None => {
+                        body.push_str(rest);
+                        body.push('\n');
+                    }
+                }
+            }
+            _ => expected.push((mark, rest)),
+        }
+    }
+    if !typed && !body.is_empty() {
+        request = request.header("content-type", "application/json");
+    }
+    let request = request.body(Full::from(body)).expect("a request");
+    let answer = harness.send(user, request).await;
+    let shown = String::from_utf8_lossy(&answer.bytes).into_owned();
+    for (mark, rest) in expected {
+        let finding = match mark {
+            "<" => check_status(&answer, &shown, rest),
+            "=" => {
+                let (path, wanted) = rest.split_once(' ').expect("a path and JSON");
+                let wanted: Value = serde_json::from_str(wanted).expect("JSON");
+                (at(&answer.json, path) != Some(&wanted)).then(|| format!("{path} is not {wanted}"))
+            }
+            "!" => at(&answer.json, rest).map(|found| format!("{rest} is {found}")),
+            "W" => {
+                let wanted = format!("299 - \"{}\"", rest.replace('"', "\\\""));
+                let found = answer.headers.get_all("warning");
+                let found: Vec<_> = found
+                    .iter()
+                    .map(|v| String::from_utf8_lossy(v.as_bytes()))
+                    .collect();
+                (!found.contains(&wanted.as_str().into()))
+                    .then(|| format!("no {wanted} among {found:?}"))
+            }
+            "@" => {
+                let (variable, path) = rest.split_once(' ').expect("a name and a path");
+                match at(&answer.json, path) {
+                    Some(Value::String(text)) => {
+                        drop(variables.insert(variable.into(), text.clone()))
+                    }
+                    Some(other) => drop(variables.insert(variable.into(), other.to_string())),
+                    None => findings.push(format!("{here}: nothing at {path}: {shown}")),
+                }
+                None
+            }
+            other => panic!("{here}: what does {other:?} mean?"),
+        };
+        findings.extend(finding.map(|finding| format!("{here}: {finding}: {shown}")));
+    }
+}
+
+fn check_status(answer: &Answer, shown: &str, wanted: &str) -> Option<String> {
+    if let Some(message) = wanted.strip_prefix("= ") {
+        let found = at(&answer.json, "message").and_then(Value::as_str);
+        return (found != Some(message)).then(|| format!("the message is not {message:?}"));
+    }
+    if let Some(part) = wanted.strip_prefix("~ ") {
+        return (!shown.contains(part)).then(|| format!("no {part:?}"));
+    }
+    let (code, reason) = wanted.split_once(' ').unwrap_or((wanted, ""));
+    let found = at(&answer.json, "reason").and_then(Value::as_str);
+    (answer.code.to_string() != code || (!reason.is_empty() && found != Some(reason)))
+        .then(|| format!("{} is not {wanted}", answer.code))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cases() {
+    let harness = Harness::start().await;
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases");
+    let mut files: Vec<_> = std::fs::read_dir(folder)
+        .expect("the cases")
+        .map(|entry| entry.expect("a file").path())
+        .collect();
+    files.sort();
+    assert!(!files.is_empty());
+    let mut findings = Vec::new();
+    for file in files {
+        let name = file
+            .file_name()
+            .expect("a name")
+            .to_string_lossy()
+            .into_owned();
+        let text = std::fs::read_to_string(&file).expect("readable cases");
+        findings.extend(run_file(&harness, &name, &text).await);
+    }
+    assert!(findings.is_empty(), "{}", findings.join("\n"));
+}
+
+/// Reads frames of a watch until `count` events have come.
+async fn events(harness: &Harness, path: &str, count: usize) -> Vec<Value> {
+    let request = http::Request::get(path)
+        .body(Full::<Bytes>::default())
+        .expect("a request");
+    let user = UserInfo {
+        name: "admin".to_string(),
+        groups: vec!["system:masters".to_string()],
+        ..UserInfo::default()
+    };
+    let response = match harness.api.in_process_service(user).oneshot(request).await {
+        Ok(response) => response,
+        Err(never) => match never {},
+    };
+    assert_eq!(response.status(), 200);
+    let mut body = response.into_body();
+    let mut text = String::new();
+    loop {
+        let events: Vec<Value> = text
+            .lines()
+            .filter_map(|line| serde_json::from_str(line).ok())
+            .collect();
+        if events.len() >= count {
+            return events;
+        }
+        let next = tokio::time::timeout(std::time::Duration::from_secs(10), body.frame());
+        match next.await.expect("an event in time") {
+            Some(frame) => {
+                let data = frame.expect("a frame").into_data().unwrap_or_default();
+                text.push_str(&String::from_utf8_lossy(&data));
+            }
+            None => return events,
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn watches_tell_every_change_once() {
+    let harness = Harness::start().await;
+    let maps = "/api/v1/namespaces/default/configmaps";
+    let script = format!(
+        "POST {maps}\n> {{\"metadata\":{{\"name\":\"a\",\"labels\":{{\"l\":\"1\"}}}}}}\n< 201\n@ rv metadata.resourceVersion\n\n\
+         PATCH {maps}/a\n| Content-Type: application/merge-patch+json\n> {{\"data\":{{\"k\":\"v\"}}}}\n< 200\n\n\
+         PATCH {maps}/a\n| Content-Type: application/merge-patch+json\n> {{\"metadata\":{{\"labels\":{{\"l\":\"2\"}}}}}}\n< 200\n\n\
+         DELETE {maps}/a\n< 200\n= status \"Success\"\n"
+    );
+    let list = harness
+        .send(
+            None,
+            http::Request::get(maps)
+                .body(Full::default())
+                .expect("a request"),
+        )
+        .await;
+    let start = at(&list.json, "metadata.resourceVersion")
+        .and_then(Value::as_str)
+        .expect("a revision")
+        .to_string();
+    let findings = run_file(&harness, "watch", &script).await;
+    assert!(findings.is_empty(), "{}", findings.join("\n"));
+    let kinds = |events: &[Value]| -> Vec<String> {
+        events
+            .iter()
+            .map(|e| e["type"].as_str().unwrap_or_default().to_string())
+            .collect()
+    };
+    let all = events(
+        &harness,
+        &format!("{maps}?watch=1&resourceVersion={start}"),
+        4,
+    )
+    .await;
+    assert_eq!(kinds(&all), ["ADDED", "MODIFIED", "MODIFIED", "DELETED"]);
+    assert_eq!(all[0]["object"]["kind"], "ConfigMap");
+    assert_eq!(all[1]["object"]["data"]["k"], "v");
+    // An object that leaves the selection is gone for the watcher.
+    let some = events(
+        &harness,
+        &format!("{maps}?watch=1&resourceVersion={start}&labelSelector=l%3D1"),
+        3,
+    )
+    .await;
+    assert_eq!(kinds(&some), ["ADDED", "MODIFIED", "DELETED"]);
+    let initial = events(
+        &harness,
+        "/api/v1/namespaces?watch=1&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true",
+        5,
+    )
+    .await;
+    assert_eq!(
+        kinds(&initial),
+        ["ADDED", "ADDED", "ADDED", "ADDED", "BOOKMARK"]
+    );
+    assert_eq!(
+        initial[4]["object"]["metadata"]["annotations"]["k8s.io/initial-events-end"],
+        "true"
+    );
+    let future = format!("{maps}?watch=1&resourceVersion=1&timeoutSeconds=1");
+    let past = events(&harness, &future, 1).await;
+    assert!(!past.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn writers_of_one_object_lose_nothing() {
+    let harness = Arc::new(Harness::start().await);
+    let path = "/api/v1/namespaces/default/configmaps";
+    let create = http::Request::post(path)
+        .header("content-type", "application/json")
+        .body(Full::from("{\"metadata\":{\"name\":\"c\"}}"))
+        .expect("a request");
+    assert_eq!(harness.send(None, create).await.code, 201);
+    let mut tasks = Vec::new();
+    for writer in 0..32 {
+        let harness = harness.clone();
+        tasks.push(tokio::spawn(async move {
+            let patch = http::Request::patch(format!("{path}/c"))
+                .header("content-type", "application/merge-patch+json")
+                .body(Full::from(format!("{{\"data\":{{\"w{writer}\":\"x\"}}}}")))
+                .expect("a request");
+            harness.send(None, patch).await.code
+        }));
+    }
+    for task in tasks {
+        assert_eq!(task.await.expect("no panic"), 200);
+    }
+    let read = http::Request::get(format!("{path}/c"))
+        .body(Full::default())
+        .expect("a request");
+    let answer = harness.send(None, read).await;
+    assert_eq!(answer.json["data"].as_object().map(|d| d.len()), Some(32));
+}
