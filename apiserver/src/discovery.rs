@@ -12,9 +12,13 @@ use crate::body::{Response, full};
 use crate::codec::Output;
 use crate::codec::negotiate::header_text;
 use crate::filters::Authorized;
+use crate::openapi::serve;
 use crate::routes::{page_not_found, text};
 use crate::server::Server;
 use crate::verbs::respond;
+
+/// The version that `/version` and the OpenAPI documents tell.
+pub const GIT_VERSION: &str = "v1.36.2+keelson";
 
 /// Answers a path of discovery; `None` when it is none.
 pub fn answer(request: &Authorized) -> Option<Result<Response, ApiError>> {
@@ -299,7 +303,7 @@ pub fn version() -> Value {
         "emulationMinor": "36",
         "minCompatibilityMajor": "1",
         "minCompatibilityMinor": "35",
-        "gitVersion": "v1.36.2+keelson",
+        "gitVersion": GIT_VERSION,
         "gitCommit": "",
         "gitTreeState": "clean",
         "buildDate": "1970-01-01T00:00:00Z",
@@ -369,8 +373,18 @@ pub fn openid(server: &Server, path: &str) -> Option<Response> {
     Some(response)
 }
 
-/// `/openapi/...`; `None` when the document does not exist.
-pub fn openapi(request: &Authorized) -> Option<Response> {
-    let _ = request;
-    None
+/// `/openapi/...`; `None` when the document does not exist. The answer does not borrow the request, whose body
+/// keeps it on one thread.
+pub fn openapi(
+    request: &Authorized,
+) -> impl Future<Output = Option<Result<Response, ApiError>>> + use<> {
+    let server = &request.server;
+    let wanted = serve::Wanted {
+        path: request.info.path.clone(),
+        hash: request.query.get("hash").map(str::to_owned),
+    };
+    let now = server.storage.clock.now();
+    let (openapi, table) = (server.openapi.clone(), server.registry.table());
+    let headers = request.parts.headers.clone();
+    async move { serve::answer(openapi, table, wanted, &headers, now).await }
 }

@@ -148,7 +148,8 @@ async fn path(request: Authorized) -> Result<Response, ApiError> {
         return response;
     }
     if trimmed == "/openapi/v2" || trimmed.starts_with("/openapi/v3") {
-        return Ok(discovery::openapi(&request).unwrap_or_else(page_not_found));
+        let answer = discovery::openapi(&request).await;
+        return answer.unwrap_or_else(|| Ok(page_not_found()));
     }
     Ok(page_not_found())
 }

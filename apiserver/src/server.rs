@@ -24,6 +24,7 @@ use crate::health::Health;
 use crate::loopback;
 use crate::metrics::Metrics;
 use crate::objects::Objects;
+use crate::openapi::OpenApi;
 use crate::registry::core::allocator::Allocator;
 use crate::registry::store::Storage;
 use crate::registry::{Registry, UnknownType, strategies};
@@ -60,6 +61,8 @@ pub struct Server {
     pub storage: Storage,
     /// Which resources are served.
     pub registry: Arc<Registry>,
+    /// Documents of the API, built when asked for.
+    pub openapi: Arc<OpenApi>,
     /// Counters.
     pub metrics: Metrics,
     /// Health checks.
@@ -176,6 +179,7 @@ impl ApiServer {
                 clock: config.clock.clone(),
             },
             registry,
+            openapi: Arc::new(OpenApi::new(crate::discovery::GIT_VERSION)),
             metrics: Metrics::default(),
             health,
             closing,

@@ -11,7 +11,9 @@ use serde_json::json;
 
 use crate::value::{self, Object, Value};
 
-pub use validate::{NameRule, validate_object_meta, validate_object_meta_update};
+pub use validate::{
+    NameRule, validate_kube_finalizers, validate_object_meta, validate_object_meta_update,
+};
 
 /// A resource within its group, as errors name it: `deployments.apps`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]

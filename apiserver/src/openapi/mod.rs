@@ -3,6 +3,7 @@
 
 mod paths;
 mod schemas;
+pub mod serve;
 mod v2;
 
 use std::collections::HashMap;
@@ -150,6 +151,12 @@ impl OpenApi {
             }
         }
         json!({ "paths": paths })
+    }
+
+    /// The index as a document.
+    pub fn index_document(&self, catalog: &Catalog) -> std::io::Result<Document> {
+        let hash = self.hash("v3", catalog.rows());
+        self.kept("v3", hash, || self.index(catalog))
     }
 
     /// The document at `path` (what follows `/openapi/v3/`, without the query); `None` where there is none.

@@ -1,3 +1,5 @@
+//! Our documents beside the published ones.
+
 use std::path::PathBuf;
 
 use super::*;

@@ -229,6 +229,7 @@ fn before_create(
         served.strategy.name_rule(&served.row),
         &Path::new("metadata"),
     );
+    findings.extend(finalizer_findings(served, object));
     findings.extend(served.strategy.validate(context, object));
     refuse_findings(served, object, findings)?;
     for warning in served.strategy.warnings_on_create(context, object) {
@@ -279,6 +280,7 @@ fn before_update(
         &metadata,
     );
     findings.extend(meta::validate_object_meta_update(object, old, &metadata));
+    findings.extend(finalizer_findings(served, object));
     findings.extend(served.strategy.validate_update(context, object, old));
     refuse_findings(served, object, findings)?;
     for warning in served.strategy.warnings_on_update(context, object, old) {
@@ -286,6 +288,14 @@ fn before_update(
     }
     served.strategy.canonicalize(object);
     Ok(())
+}
+
+/// Built-in kinds are stricter with the names of finalizers than custom resources.
+fn finalizer_findings(served: &Served, object: &Value) -> Vec<FieldError> {
+    match served.row.type_name {
+        Some(_) => meta::validate_kube_finalizers(object, &Path::new("metadata")),
+        None => Vec::new(),
+    }
 }
 
 fn refuse_findings(

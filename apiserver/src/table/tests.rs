@@ -1,3 +1,5 @@
+//! Objects as data, and the cells that they show.
+
 use keelson_machinery::catalog::Catalog;
 
 use super::*;

@@ -292,6 +292,27 @@ pub fn validate_finalizers(finalizers: &[&str], path: &Path) -> Vec<FieldError> 
     errors
 }
 
+/// Checks that finalizers without a domain are standard ones, as all built-in kinds demand but custom resources do
+/// not (upstream `core/validation.validateKubeFinalizerName`). `path` is where `metadata` stands.
+pub fn validate_kube_finalizers(object: &Value, path: &Path) -> Vec<FieldError> {
+    let path = path.child("finalizers");
+    super::finalizers(object)
+        .iter()
+        .enumerate()
+        .filter(|(_, finalizer)| {
+            let standard = [FINALIZER_ORPHAN, FINALIZER_FOREGROUND, "kubernetes"];
+            !finalizer.contains('/') && !standard.contains(finalizer)
+        })
+        .map(|(i, finalizer)| {
+            FieldError::invalid(
+                &path.index(i),
+                *finalizer,
+                "name is neither a standard finalizer name nor is it fully qualified",
+            )
+        })
+        .collect()
+}
+
 fn validate_managed_fields(object: &Value, path: &Path) -> Vec<FieldError> {
     let mut errors = Vec::new();
     for (i, entry) in value::items(object, &["metadata", "managedFields"])
@@ -380,6 +401,19 @@ mod tests {
         check(
             json!({"name": "a", "namespace": "b", "annotations": {"k": big}}),
             &["metadata.annotations: Too long: may not be more than 262144 bytes"],
+        );
+    }
+
+    #[test]
+    fn finalizers_of_built_in_kinds() {
+        let object = json!({"metadata": {"finalizers": ["orphan", "a.b/c", "mine"]}});
+        let got = validate_kube_finalizers(&object, &Path::new("metadata"));
+        let got: Vec<String> = got.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            got,
+            [
+                r#"metadata.finalizers[2]: Invalid value: "mine": name is neither a standard finalizer name nor is it fully qualified"#
+            ]
         );
     }
 

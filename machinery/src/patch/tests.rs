@@ -1,3 +1,5 @@
+//! Patches as data: document, patch, and what becomes of them.
+
 use serde_json::json;
 
 use super::*;
