@@ -42,6 +42,7 @@ pub struct Endpoints {
     ready: BTreeMap<String, Check>,
     metrics: Option<Metrics>,
     paths: BTreeMap<String, Handler>,
+    otherwise: Option<Handler>,
 }
 
 impl Endpoints {
@@ -82,9 +83,18 @@ impl Endpoints {
         self
     }
 
+    /// Serves every path that has no handler of its own, those of health and metrics included.
+    pub fn otherwise(mut self, handler: Handler) -> Self {
+        self.otherwise = Some(handler);
+        self
+    }
+
     /// The answer to one request.
     pub async fn answer(&self, request: Request<()>) -> Response<Full<Bytes>> {
         if let Some(handler) = self.paths.get(request.uri().path()) {
+            return handler(request).await;
+        }
+        if let Some(handler) = &self.otherwise {
             return handler(request).await;
         }
         if request.method() != Method::GET && request.method() != Method::HEAD {
