@@ -8,6 +8,7 @@ mod limit_ranger;
 mod namespace;
 mod node;
 mod pod;
+mod pod_security;
 mod service_account;
 mod storage;
 #[cfg(test)]
@@ -252,6 +253,7 @@ fn own(dependencies: &Dependencies) -> Vec<Arc<dyn Plugin>> {
             authorizer: authorizer.clone(),
         }),
         Arc::new(node::TaintNodesByCondition),
+        Arc::new(pod_security::PodSecurity { objects: objects() }),
         Arc::new(pod::Priority { objects: objects() }),
         Arc::new(pod::DefaultTolerationSeconds {
             not_ready: 300,

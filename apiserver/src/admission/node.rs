@@ -567,11 +567,7 @@ fn forbidden_labels<'a>(changed: &BTreeSet<&'a str>) -> Vec<&'a str> {
         below(namespace, "node-restriction.kubernetes.io")
             || (kubernetes && !kubelet_label(key, namespace))
     };
-    changed
-        .iter()
-        .copied()
-        .filter(|key| forbidden(&key))
-        .collect()
+    changed.iter().copied().filter(forbidden).collect()
 }
 
 /// Labels of Kubernetes' own that a kubelet may set on its node (`kubeletapis.IsKubeletLabel`).

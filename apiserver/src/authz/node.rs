@@ -97,8 +97,8 @@ impl Graph {
     fn set_pod(&mut self, pod: &Value) {
         let at = key(pod);
         let node = value::str_or_empty(pod, &["spec", "nodeName"]);
-        self.remove_pod(&at);
         if node.is_empty() {
+            self.remove_pod(&at);
             return;
         }
         let mut refs = vec![(Reference::Pod, at.1.clone())];
@@ -106,6 +106,15 @@ impl Graph {
         if meta::annotation(pod, "kubernetes.io/config.mirror").is_none() {
             pod_references(pod, &mut |kind, name| refs.push((kind, name.to_owned())));
         }
+        // Most changes are of the status, and change nothing here.
+        if self
+            .pods
+            .get(&at)
+            .is_some_and(|known| known.node == node && known.refs == refs)
+        {
+            return;
+        }
+        self.remove_pod(&at);
         for (kind, name) in &refs {
             *self
                 .counts

@@ -12,6 +12,7 @@ mod system;
 mod tests;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::{StreamExt, TryStreamExt};
@@ -58,7 +59,7 @@ pub async fn run(
     writer: &dyn ObjectWriter,
     facts: &ClusterFacts,
 ) -> Result<(), ApiError> {
-    const ATTEMPTS: usize = 5;
+    const ATTEMPTS: u64 = 5;
     let mut attempt = 1;
     loop {
         let result = async {
@@ -76,6 +77,8 @@ pub async fn run(
                 if (error.is_conflict() || error.is_already_exists() || error.is_not_found())
                     && attempt < ATTEMPTS =>
             {
+                // The cache needs a moment to see what another server wrote.
+                tokio::time::sleep(Duration::from_millis(50 * attempt)).await;
                 attempt += 1
             }
             result => return result,
