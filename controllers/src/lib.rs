@@ -1,1 +1,88 @@
-//! placeholder
+//! The controllers of the control plane: each watches some resources and brings the world to what they ask for.
+//!
+//! A controller is a module with a *plan*, a pure function from a snapshot to intended writes, and a thin loop that
+//! does the reading and writing ([`keelson_runtime::controller`]). [`CONTROLLERS`] lists them; a new one is a module and a
+//! line there. They share informers, but each writes as its own service account, so that its RBAC role holds.
+//!
+//! Invariants: controllers speak only the public API; no controller calls another; status is written through the status
+//! subresource with the version that was read.
+
+use std::future::Future;
+use std::pin::Pin;
+
+pub mod config;
+pub mod context;
+pub mod node_ipam;
+
+pub use config::{Config, ConfigError};
+pub use context::{Clients, Context};
+
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+type Started = Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>;
+
+/// A controller that can be started.
+#[derive(Clone, Copy)]
+pub struct Entry {
+    /// Upstream's name (`cmd/kube-controller-manager/names`).
+    pub name: &'static str,
+    /// The name that older versions used, still accepted in `--controllers`; empty for none.
+    pub alias: &'static str,
+    /// Whether `*` includes it.
+    pub default: bool,
+    /// Runs it until the context's shutdown.
+    pub start: fn(Context) -> Started,
+}
+
+macro_rules! entry {
+    ($name:literal, $alias:literal, $module:ident) => {
+        entry!($name, $alias, $module, true)
+    };
+    ($name:literal, $alias:literal, $module:ident, $default:literal) => {
+        Entry {
+            name: $name,
+            alias: $alias,
+            default: $default,
+            start: |context| Box::pin($module::run(context)),
+        }
+    };
+}
+
+/// Every controller, one line each.
+pub const CONTROLLERS: &[Entry] = &[entry!("node-ipam-controller", "nodeipam", node_ipam)];
+
+/// Runs the controllers that `config` selects, until `shutdown`. One that fails or panics is started again; the others
+/// go on.
+///
+/// # Errors
+/// A selection that names an unknown controller.
+pub async fn run(
+    config: Config,
+    clients: Clients,
+    shutdown: CancellationToken,
+) -> Result<(), ConfigError> {
+    let selected = config.select(CONTROLLERS)?;
+    let context = Context::new(config, clients, shutdown.clone());
+    let mut running = JoinSet::new();
+    for entry in selected {
+        let context = context.clone();
+        let stop = shutdown.clone();
+        running.spawn(async move {
+            let clock = context.clock.clone();
+            keelson_runtime::controller::supervise(entry.name, clock, stop, || async {
+                let context = context.for_start();
+                let _ends_with_it = context.shutdown.clone().drop_guard();
+                (entry.start)(context).await
+            })
+            .await;
+        });
+    }
+    shutdown.cancelled().await;
+    // A controller ends by the same token; what does not is dropped with the set.
+    let _ = tokio::time::timeout(std::time::Duration::from_secs(5), async {
+        while running.join_next().await.is_some() {}
+    })
+    .await;
+    Ok(())
+}

@@ -13,6 +13,7 @@ use keelson_apiserver::pki::{self, Credential, Pki};
 use keelson_apiserver::request::UserInfo;
 use keelson_apiserver::server::ApiServer;
 use keelson_machinery::clock::Clock;
+use keelson_runtime::metrics::Metrics;
 use kube::Client;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
@@ -98,6 +99,19 @@ pub async fn start(
             .await
             .context("the scheduler")
     });
+
+    let controllers = controllers_config(options, &pki, clock);
+    let own = server.clone();
+    let clients = keelson_controllers::Clients::new(
+        client_as(&server, component("system:kube-controller-manager")),
+        move |name| client_as(&own, service_account("kube-system", name)),
+    );
+    let stop = shutdown.clone();
+    tasks.spawn(async move {
+        keelson_controllers::run(controllers, clients, stop)
+            .await
+            .context("the controllers")
+    });
     Ok(ControlPlane { server, pki, tasks })
 }
 
@@ -127,6 +141,19 @@ pub fn component(name: &str) -> UserInfo {
     UserInfo {
         name: name.to_owned(),
         groups: vec!["system:authenticated".to_owned()],
+        ..UserInfo::default()
+    }
+}
+
+/// The identity of a service account.
+pub fn service_account(namespace: &str, name: &str) -> UserInfo {
+    UserInfo {
+        name: format!("system:serviceaccount:{namespace}:{name}"),
+        groups: vec![
+            "system:serviceaccounts".to_owned(),
+            format!("system:serviceaccounts:{namespace}"),
+            "system:authenticated".to_owned(),
+        ],
         ..UserInfo::default()
     }
 }
@@ -215,6 +242,14 @@ fn server_config(options: &Options, pki: &Pki, clock: Clock) -> Config {
         certificate_authority: Some(pki.ca_pem().to_owned()),
         preferred_address_types: vec!["InternalIP".to_owned(), "Hostname".to_owned()],
     };
+    config
+}
+
+fn controllers_config(options: &Options, pki: &Pki, clock: Clock) -> keelson_controllers::Config {
+    let mut config = keelson_controllers::Config::new(clock, Metrics::new());
+    config.cluster_cidrs = vec![options.pod_cidr];
+    config.service_cidrs = vec![options.service_cidr];
+    config.root_ca_pem = Some(pki.ca_pem().to_owned());
     config
 }
 
