@@ -15,8 +15,9 @@ use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::core::{Core, Sink, WatcherId, delivery, inconsistent, page};
+use super::core::{Core, Sink, delivery, inconsistent, page};
 use super::entry::Builder;
+use super::stream::{Initial, Watching};
 use super::token::Token;
 use super::types::{
     CacheError, CacheSpec, Delivery, Entry, Freshness, ListPage, Paging, Selection, StorageCodec,
@@ -60,7 +61,7 @@ impl Default for Tuning {
 /// cache lost the store, or the resource is gone).
 pub type WatchStream = BoxStream<'static, Delivery>;
 
-struct Queue(mpsc::Sender<Delivery>);
+pub(super) struct Queue(mpsc::Sender<Delivery>);
 
 impl Sink for Queue {
     fn offer(&self, delivery: Delivery) -> bool {
@@ -70,21 +71,21 @@ impl Sink for Queue {
 
 /// How far the cache is.
 #[derive(Clone, Copy, Default)]
-struct Reached {
-    revision: Revision,
+pub(super) struct Reached {
+    pub revision: Revision,
     /// Whether a watch of the store is running.
     live: bool,
     closed: bool,
 }
 
-struct Inner {
-    builder: Builder,
-    tuning: Tuning,
+pub(super) struct Inner {
+    pub(super) builder: Builder,
+    pub(super) tuning: Tuning,
     store: Arc<dyn Store>,
-    core: Mutex<Core<Queue>>,
+    pub(super) core: Mutex<Core<Queue>>,
     /// The newest state; stored after its changes were offered to watchers. `None` before the first list.
     present: ArcSwapOption<Snapshot>,
-    reached: watch::Sender<Reached>,
+    pub(super) reached: watch::Sender<Reached>,
     progress: Mutex<Option<Arc<dyn WatchProgress>>>,
     /// Why the last attempt to read the store failed.
     failure: Mutex<Option<CacheError>>,
@@ -656,143 +657,6 @@ async fn feed_once(inner: &Inner, epoch: Instant) -> Result<std::convert::Infall
             Some(Err(error)) => return Err(error.into()),
             None => {
                 return Err(store::Error::Failed("the store was closed".to_owned()).into());
-            }
-        }
-    }
-}
-
-/// Keeps a watcher subscribed.
-struct Subscription {
-    inner: Arc<Inner>,
-    id: WatcherId,
-}
-
-impl Drop for Subscription {
-    fn drop(&mut self) {
-        self.inner.core.lock().unsubscribe(self.id);
-    }
-}
-
-/// The objects of a snapshot that a selection means, a few at a time.
-struct Initial {
-    snapshot: Snapshot,
-    selection: Arc<Selection>,
-    last: Option<Arc<Entry>>,
-}
-
-impl Initial {
-    fn new(snapshot: Snapshot, selection: Arc<Selection>) -> Self {
-        Initial {
-            snapshot,
-            selection,
-            last: None,
-        }
-    }
-
-    /// Adds the next deliveries to `out`; `false` when there are no more.
-    fn fill(&mut self, indexed: Option<usize>, out: &mut VecDeque<Delivery>) -> bool {
-        const LOOKED_AT: usize = 1024;
-        let namespace = self.selection.namespace.as_deref();
-        let first = namespace.map_or(String::new(), |n| format!("{n}/"));
-        let start = match &self.last {
-            Some(last) => Bound::Excluded(last.key()),
-            None => Bound::Included(first.as_str()),
-        };
-        let mut last = None;
-        let mut looked_at = 0;
-        for entry in self.snapshot.from(start, namespace).take(LOOKED_AT) {
-            looked_at += 1;
-            last = Some(entry.clone());
-            if self.selection.matches(entry, indexed) {
-                out.push_back(Delivery::Added(entry.clone()));
-            }
-        }
-        self.last = last;
-        looked_at == LOOKED_AT
-    }
-}
-
-/// The state of one watcher's stream.
-struct Watching {
-    subscription: Option<Subscription>,
-    live: mpsc::Receiver<Delivery>,
-    /// Deliveries that come before everything else.
-    pending: VecDeque<Delivery>,
-    initial: Option<Initial>,
-    store_past: Option<WatchStream>,
-    /// Revision of the bookmark that closes the initial events, until it is sent.
-    initial_end: Option<Revision>,
-    bookmarks: Option<std::pin::Pin<Box<tokio::time::Sleep>>>,
-    /// Newest revision delivered.
-    newest: Revision,
-}
-
-impl Watching {
-    fn subscribe(&mut self, inner: &Arc<Inner>, id: WatcherId) {
-        self.subscription = Some(Subscription {
-            inner: inner.clone(),
-            id,
-        });
-    }
-
-    async fn next(&mut self) -> Option<Delivery> {
-        let delivery = self.next_unnoted().await?;
-        self.newest = match &delivery {
-            // Initial objects come in key order.
-            Delivery::Added(entry) | Delivery::Modified(entry) | Delivery::Deleted(entry) => {
-                self.newest.max(entry.revision())
-            }
-            Delivery::Bookmark { revision, .. } => *revision,
-        };
-        Some(delivery)
-    }
-
-    async fn next_unnoted(&mut self) -> Option<Delivery> {
-        let inner = self.subscription.as_ref()?.inner.clone();
-        loop {
-            if let Some(delivery) = self.pending.pop_front() {
-                return Some(delivery);
-            }
-            if let Some(initial) = &mut self.initial {
-                if !initial.fill(inner.builder.indexed(), &mut self.pending) {
-                    self.initial = None;
-                }
-                continue;
-            }
-            if let Some(past) = &mut self.store_past {
-                match past.next().await {
-                    Some(Delivery::Bookmark { .. }) => self.store_past = None,
-                    Some(delivery) => return Some(delivery),
-                    // The past has a hole: the watcher must not go on.
-                    None => return None,
-                }
-                continue;
-            }
-            if let Some(revision) = self.initial_end.take() {
-                return Some(Delivery::Bookmark {
-                    revision,
-                    initial_events_end: true,
-                });
-            }
-            let Some(timer) = &mut self.bookmarks else {
-                return self.live.recv().await;
-            };
-            tokio::select! {
-                biased;
-                delivery = self.live.recv() => return delivery,
-                () = timer.as_mut() => {
-                    timer.as_mut().reset(Instant::now() + inner.tuning.bookmark);
-                    // Everything up to this revision was queued before it was published.
-                    let revision = inner.reached.borrow().revision;
-                    match self.live.try_recv() {
-                        Ok(delivery) => return Some(delivery),
-                        Err(mpsc::error::TryRecvError::Disconnected) => return None,
-                        Err(mpsc::error::TryRecvError::Empty) => {}
-                    }
-                    if revision > self.newest {
-                        return Some(Delivery::Bookmark { revision, initial_events_end: false });
-                    }
-                }
             }
         }
     }

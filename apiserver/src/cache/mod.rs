@@ -4,7 +4,8 @@
 //! - `types`: entries, selections, errors: the vocabulary of callers.
 //! - `entry`, `scan`: stored bytes to the bytes sent to clients plus the facts selectors look at.
 //! - `core`: the state machine (no I/O, no time of its own): snapshots, recent events, watchers by index.
-//! - `handle`: the asynchronous face: the task that feeds a core, waiting for a revision, the streams of watchers.
+//! - `window`: the recent past within a core.
+//! - `handle`: the asynchronous face: the task that feeds a core, waiting for a revision; `stream`: what a watcher polls.
 //! - `token`: continue tokens. `fields`: which field selectors a resource knows. `caches`: one cache per resource.
 //!
 //! What callers use (all of `verbs` and `registry` go through these):
@@ -30,6 +31,7 @@ mod entry;
 pub mod fields;
 pub mod handle;
 mod scan;
+mod stream;
 #[cfg(test)]
 mod tests;
 mod token;
