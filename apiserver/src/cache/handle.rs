@@ -30,7 +30,7 @@ const ASK_AGAIN: Duration = Duration::from_millis(50);
 /// Deliveries that may wait for a watcher before it is ended. They are shared with the cache and other watchers.
 const WATCH_QUEUE: usize = 8192;
 /// Keys read from the store at a time when a cache starts.
-const LIST_PAGE: usize = 1000;
+const LIST_PAGE: usize = 250;
 /// Pauses between attempts to read the store, from the first to the longest.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 

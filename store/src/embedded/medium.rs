@@ -132,23 +132,25 @@ impl Medium {
                     Ok(())
                 };
                 create().map_err(corrupt)?;
-                // The file's name has to survive a power loss too, not only its contents.
-                if let Some(dir) = self.path.parent()
-                    && !dir.as_os_str().is_empty()
-                {
-                    std::fs::File::open(dir)
-                        .and_then(|dir| dir.sync_all())
-                        .map_err(|e| OpenError::Io {
-                            path: self.path.clone(),
-                            reason: e.to_string(),
-                        })?;
-                }
+                self.sync_names().map_err(|e| OpenError::Io {
+                    path: self.path.clone(),
+                    reason: e.to_string(),
+                })?;
                 Ok(Position {
                     revision: FIRST_REVISION,
                     ..Position::default()
                 })
             }
         }
+    }
+
+    /// The names of a new file and its directory have to survive a power loss too, not only the contents.
+    fn sync_names(&self) -> io::Result<()> {
+        let path = std::path::absolute(&self.path)?;
+        for dir in path.ancestors().skip(1).take(2) {
+            std::fs::File::open(dir)?.sync_all()?;
+        }
+        Ok(())
     }
 
     fn database_error(&self, error: DatabaseError) -> OpenError {
