@@ -85,7 +85,7 @@ struct Outcome {
 struct Failure {
     error: redb::Error,
     /// What it would have done, if it failed only in the very end, so that it may have been done.
-    planned: Option<Outcome>,
+    planned: Option<Box<Outcome>>,
 }
 
 impl<E: Into<redb::Error>> From<E> for Failure {
@@ -277,7 +277,7 @@ impl Writer {
                 // The events are published already, from the log.
                 let planned = Outcome {
                     events: Vec::new(),
-                    ..planned
+                    ..*planned
                 };
                 self.finish(batch, planned);
             }
@@ -443,7 +443,7 @@ impl Writer {
             Ok(()) => Ok(outcome),
             Err(error) => Err(Failure {
                 error: error.into(),
-                planned: self.medium.header_written().then_some(outcome),
+                planned: self.medium.header_written().then(|| Box::new(outcome)),
             }),
         }
     }
