@@ -19,10 +19,21 @@ struct Cli {
 enum Command {
     /// Start a cluster on this machine, or find the one that runs
     Up(cluster::up::Options),
+    /// Stop the cluster
+    Down(cluster::down::Options),
     /// Run the control plane in the foreground: API server, controllers, scheduler
     Server(components::server::Flags),
     /// Run the API server alone, by upstream's flags
     KubeApiserver(components::apiserver::Flags),
+    /// Run the scheduler alone, by upstream's flags
+    KubeScheduler(components::scheduler::Flags),
+    /// Run the kubelet alone, by upstream's flags
+    Kubelet(components::kubelet::Flags),
+    /// Run cluster DNS
+    Dns(components::dns::Flags),
+    /// Control plane and node in one process; started by `up`
+    #[command(hide = true)]
+    RunCluster(cluster::run::Options),
     /// Show what runs, since when, with what memory
     Status(cluster::status::Options),
     /// The process that holds a pod's namespaces (PID 1 of sandboxes)
@@ -58,6 +69,11 @@ fn main() {
 async fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Up(options) => cluster::up::run(options).await,
+        Command::Down(options) => cluster::down::run(options).await,
+        Command::RunCluster(options) => cluster::run::run(options).await,
+        Command::KubeScheduler(flags) => components::scheduler::run(flags).await,
+        Command::Kubelet(flags) => components::kubelet::run(flags).await,
+        Command::Dns(flags) => components::dns::run(flags).await,
         Command::Server(flags) => components::server::run(flags).await,
         Command::KubeApiserver(flags) => components::apiserver::run(flags).await,
         Command::Status(options) => cluster::status::run(options).await,

@@ -72,9 +72,9 @@ pub fn dns(image: &str, cluster_dns: IpAddr, cluster_domain: &str) -> Vec<Value>
                                 { "name": "metrics", "containerPort": 9153, "protocol": "TCP" },
                             ],
                             "resources": { "limits": { "memory": "170Mi" }, "requests": { "cpu": "100m", "memory": "70Mi" } },
-                            "livenessProbe": { "httpGet": { "path": "/health", "port": 8080 }, "initialDelaySeconds": 60, "timeoutSeconds": 5, "failureThreshold": 5 },
+                            "livenessProbe": { "httpGet": { "path": "/healthz", "port": 8080 }, "initialDelaySeconds": 60, "timeoutSeconds": 5, "failureThreshold": 5 },
                             // Asked every second, so that a new cluster is ready as soon as DNS is.
-                            "readinessProbe": { "httpGet": { "path": "/ready", "port": 8181 }, "periodSeconds": 1 },
+                            "readinessProbe": { "httpGet": { "path": "/readyz", "port": 8181 }, "periodSeconds": 1 },
                             "securityContext": { "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": { "add": ["NET_BIND_SERVICE"], "drop": ["ALL"] } },
                         }],
                     },

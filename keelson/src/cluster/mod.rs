@@ -2,8 +2,10 @@
 
 pub mod addons;
 pub mod control_plane;
+pub mod down;
 pub mod layout;
 pub mod process;
+pub mod run;
 pub mod state;
 pub mod status;
 pub mod steps;

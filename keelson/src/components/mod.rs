@@ -1,8 +1,23 @@
 //! Each component as a command of its own, under its upstream name and with upstream's flags.
 
 pub mod apiserver;
+pub mod dns;
+pub mod kubelet;
+pub mod scheduler;
 pub mod server;
 
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context;
+use keelson_machinery::clock::Clock;
+use keelson_runtime::leader_election::{self, LeaderConfig};
+use keelson_runtime::metrics::Metrics;
+use keelson_runtime::serving::{self, Endpoints};
+use kube::Client;
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
@@ -56,4 +71,116 @@ pub fn shutdown_signal() -> std::io::Result<CancellationToken> {
         cancel.cancel();
     });
     Ok(token)
+}
+
+/// This machine's name.
+pub fn host_name() -> String {
+    rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .to_lowercase()
+}
+
+/// Flags that scheduler and controller manager share.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Controller {
+    /// Who asks for metrics is checked with this kubeconfig; metrics are not served on this port, so it is only read
+    #[arg(long)]
+    authentication_kubeconfig: Option<PathBuf>,
+    /// As --authentication-kubeconfig
+    #[arg(long)]
+    authorization_kubeconfig: Option<PathBuf>,
+    /// Be one of several, of which one works at a time
+    #[arg(long, num_args = 0..=1, default_value_t = true, default_missing_value = "true", action = clap::ArgAction::Set)]
+    leader_elect: bool,
+    /// Accepted for upstream's sake: the serving certificate is made anew at each start and kept in memory
+    #[arg(long)]
+    cert_dir: Option<PathBuf>,
+    /// Address of the health endpoints
+    #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::UNSPECIFIED))]
+    bind_address: IpAddr,
+}
+
+impl Controller {
+    /// Serves `/healthz`, `/livez` and `/readyz` over TLS. Metrics need to know who asks and are not served here yet.
+    ///
+    /// # Errors
+    /// A port that is taken, a folder that cannot be written.
+    pub async fn serve(&self, port: u16, shutdown: &CancellationToken) -> anyhow::Result<()> {
+        if port == 0 {
+            return Ok(());
+        }
+        for file in [
+            &self.authentication_kubeconfig,
+            &self.authorization_kubeconfig,
+        ]
+        .into_iter()
+        .flatten()
+        {
+            std::fs::metadata(file).with_context(|| format!("reading {}", file.display()))?;
+        }
+        let address = SocketAddr::new(self.bind_address, port);
+        let listener = TcpListener::bind(address)
+            .await
+            .with_context(|| format!("listening on {address}"))?;
+        let acceptor = self_signed()?;
+        tokio::spawn(serving::serve(
+            listener,
+            Some(acceptor),
+            Endpoints::new(),
+            shutdown.clone(),
+        ));
+        Ok(())
+    }
+
+    /// Runs `work`, as the leader if so asked.
+    ///
+    /// # Errors
+    /// Those of the work, or a leadership that was lost: the process must end then.
+    pub async fn lead<F, Fut>(
+        &self,
+        name: &str,
+        client: Client,
+        clock: Clock,
+        metrics: &Metrics,
+        shutdown: CancellationToken,
+        work: F,
+    ) -> anyhow::Result<()>
+    where
+        F: FnOnce(CancellationToken) -> Fut,
+        Fut: Future<Output = anyhow::Result<()>>,
+    {
+        if !self.leader_elect {
+            return work(shutdown).await;
+        }
+        let identity = format!("{}_{}", host_name(), clock.uuid());
+        let mut outcome = Ok(());
+        let result = &mut outcome;
+        leader_election::run(
+            client,
+            clock,
+            LeaderConfig::new(name, identity),
+            metrics,
+            shutdown,
+            |leading| async move { *result = work(leading).await },
+        )
+        .await?;
+        outcome
+    }
+}
+
+/// A TLS acceptor with a certificate nobody knows: whoever asks for health has nothing to check it with, as upstream's
+/// own self-signed one.
+fn self_signed() -> anyhow::Result<TlsAcceptor> {
+    let pair = rcgen::generate_simple_self_signed(vec![host_name(), "localhost".to_owned()])
+        .context("making a serving certificate")?;
+    let key = rustls::pki_types::PrivateKeyDer::try_from(pair.signing_key.serialize_der())
+        .map_err(|e| anyhow::anyhow!("the serving key: {e}"))?;
+    let config = rustls::ServerConfig::builder_with_provider(Arc::new(
+        rustls::crypto::ring::default_provider(),
+    ))
+    .with_safe_default_protocol_versions()?
+    .with_no_client_auth()
+    .with_single_cert(vec![pair.cert.der().clone()], key)?;
+    Ok(TlsAcceptor::from(Arc::new(config)))
 }

@@ -1,5 +1,6 @@
 //! What one machine contributes to a cluster: containerd, images, the pod network.
 
+pub mod agent;
 pub mod cgroup;
 pub mod containerd;
 pub mod image;

@@ -1,0 +1,180 @@
+//! `keelson down`: stops the cluster and leaves nothing of it in the kernel; with `--purge`, nothing on disk either.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use keelson_kubelet::cri::{CriClient, PodSandboxFilter, Runtime};
+use rustix::mount::{UnmountFlags, unmount};
+
+use super::layout::Layout;
+use super::process;
+use super::state::State;
+use super::steps::Steps;
+use crate::node::{cgroup, containerd, network};
+
+/// How long the cluster process may take to end by itself.
+const GRACE: Duration = Duration::from_secs(20);
+/// How long one CRI call may take here.
+const CRI_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The command line of `down`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Options {
+    /// Folder that holds everything of the cluster
+    #[arg(long, default_value = super::DEFAULT_DATA_DIR)]
+    pub data_dir: PathBuf,
+    /// Also delete all objects, images and keys
+    #[arg(long)]
+    pub purge: bool,
+}
+
+/// Stops the cluster. Works however the last run ended: nothing is assumed to be running or complete.
+///
+/// # Errors
+/// What could not be stopped or removed; a second `down` goes on from there.
+pub async fn run(options: Options) -> anyhow::Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        bail!("keelson down must run as root");
+    }
+    let layout = Layout::new(&options.data_dir)?;
+    if !layout.root().exists() {
+        println!("There is no cluster in {}.", layout.root().display());
+        return Ok(());
+    }
+    let state = State::load(&layout.state())?;
+    if state.is_none()
+        && std::fs::read_dir(layout.root()).is_ok_and(|mut entries| entries.next().is_some())
+    {
+        bail!(
+            "{} holds no cluster of keelson's; nothing was touched",
+            layout.root().display()
+        );
+    }
+    let mut steps = Steps::new();
+    if let Some(pid) = process::find_running(&layout.pid_file())? {
+        process::stop(pid, GRACE).await?;
+        steps.done("control plane and node stopped");
+    }
+    stop_pods(&layout).await?;
+    steps.done("pods stopped");
+    if let Some(pid) = process::find_running(&layout.containerd_pid_file())? {
+        process::stop(pid, GRACE).await?;
+    }
+    for shim in process::shims(&layout.containerd_socket())? {
+        process::stop(shim, Duration::from_secs(1)).await?;
+    }
+    steps.done("containerd stopped");
+    unmount_below(layout.root())?;
+    cgroup::remove(&cgroup::root_of(&layout)).await?;
+    network::delete_bridge(&layout).await?;
+    keelson_proxy::proxier::cleanup(&network::table_name(&layout))
+        .context("removing the dataplane's rules")?;
+    if let Some(before) = state
+        .as_ref()
+        .and_then(|state| state.ip_forward_before.as_deref())
+    {
+        network::restore_forwarding(before)?;
+    }
+    steps.done("mounts, cgroups, links and rules removed");
+    if options.purge {
+        std::fs::remove_dir_all(layout.root())
+            .with_context(|| format!("deleting {}", layout.root().display()))?;
+        steps.done("data deleted");
+    }
+    Ok(())
+}
+
+/// Stops and removes every pod sandbox, which also gives back its network. Starts containerd for it if need be.
+async fn stop_pods(layout: &Layout) -> anyhow::Result<()> {
+    if !layout.containerd_config().exists() {
+        return Ok(());
+    }
+    containerd::restart_for_cleanup(layout).await?;
+    let client = CriClient::new(
+        &format!("unix://{}", layout.containerd_socket().display()),
+        CRI_TIMEOUT,
+    )?;
+    let sandboxes = client
+        .list_pod_sandbox(PodSandboxFilter::default())
+        .await
+        .context("listing pods")?;
+    // Side by side: each waits for its processes to end.
+    let removals = sandboxes.into_iter().map(|sandbox| {
+        let client = client.clone();
+        async move {
+            client
+                .stop_pod_sandbox(&sandbox.id)
+                .await
+                .with_context(|| format!("stopping sandbox {}", sandbox.id))?;
+            client
+                .remove_pod_sandbox(&sandbox.id)
+                .await
+                .with_context(|| format!("removing sandbox {}", sandbox.id))
+        }
+    });
+    futures::future::try_join_all(removals).await?;
+    Ok(())
+}
+
+/// Unmounts everything below a folder, innermost first.
+fn unmount_below(root: &Path) -> anyhow::Result<()> {
+    let mounts =
+        std::fs::read_to_string("/proc/self/mounts").context("reading /proc/self/mounts")?;
+    let prefix = format!("{}/", root.display());
+    let mut below: Vec<String> = mounts
+        .lines()
+        .filter_map(|line| line.split(' ').nth(1))
+        .map(unescape)
+        .filter(|path| path.starts_with(&prefix))
+        .collect();
+    below.sort();
+    for path in below.iter().rev() {
+        match unmount(path.as_str(), UnmountFlags::DETACH) {
+            // Gone already, with a mount it propagated from.
+            Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
+            Err(error) => return Err(error).with_context(|| format!("unmounting {path}")),
+        }
+    }
+    Ok(())
+}
+
+/// `/proc/mounts` writes blanks and backslashes as three octal digits.
+fn unescape(text: &str) -> String {
+    let mut plain = Vec::with_capacity(text.len());
+    let mut bytes = text.as_bytes().iter().copied();
+    while let Some(byte) = bytes.next() {
+        let rest = bytes.clone().take(3).collect::<Vec<u8>>();
+        let octal = (byte == b'\\')
+            .then(|| Some(rest.as_slice()).filter(|digits| digits.len() == 3))
+            .flatten()
+            .and_then(|d| std::str::from_utf8(d).ok())
+            .and_then(|d| u8::from_str_radix(d, 8).ok());
+        match octal {
+            Some(byte) => {
+                plain.push(byte);
+                bytes.nth(2);
+            }
+            None => plain.push(byte),
+        }
+    }
+    String::from_utf8_lossy(&plain).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mount_points_are_unescaped() {
+        for (escaped, plain) in [
+            ("/a", "/a"),
+            (r"/a\040b", "/a b"),
+            (r"/a\134b", r"/a\b"),
+            (r"/a\0", r"/a\0"),
+            (r"\040", " "),
+        ] {
+            assert_eq!(unescape(escaped), plain);
+        }
+    }
+}
