@@ -345,7 +345,7 @@ mod tests {
             ("clusterCIDR: 10.0.0.0/33", "clusterCIDR: \"10.0.0.0/33\""),
             ("healthzBindAddress: here", "healthzBindAddress: \"here\""),
             ("nftables: {masqueradeBit: 32}", "nftables.masqueradeBit"),
-            ("nftables: {syncPeriod: soon}", "syncPeriod"),
+            ("nftables: {syncPeriod: soon}", "invalid duration \"soon\""),
             (
                 "detectLocalMode: BridgeInterface",
                 "detectLocal.bridgeInterface",

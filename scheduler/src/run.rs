@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use k8s_openapi::api::core::v1::Service;
 use keelson_machinery::clock::Clock;
+use keelson_runtime::events::{Form, Recorder};
 use kube::Client;
 use prometheus_client::registry::Registry;
 use tokio::sync::mpsc;
@@ -37,8 +38,8 @@ pub struct Config {
     pub percentage_of_nodes_to_score: u32,
     /// How many bindings may be under way at once.
     pub max_bindings: usize,
-    /// The name of this process in events.
-    pub instance: String,
+    /// The host in events.
+    pub host: String,
     /// Time and randomness.
     pub clock: Clock,
     /// Where it counts.
@@ -53,7 +54,7 @@ impl Config {
             backoff: Backoff::default(),
             percentage_of_nodes_to_score: 0,
             max_bindings: 256,
-            instance: format!("default-scheduler-{instance}"),
+            host: instance.to_owned(),
             clock,
             metrics: Metrics::new(registry),
         }
@@ -76,11 +77,19 @@ pub async fn run(
     // Bounded by `max_bindings`: no more are begun before these are taken in.
     let (binding_sender, bindings) = mpsc::unbounded_channel();
     feed::start(&client, input_sender, &shutdown);
+    let recorder = Recorder::new(
+        client.clone(),
+        config.clock.clone(),
+        Form::EventsV1,
+        &config.scheduler_name,
+        &config.host,
+        shutdown.clone(),
+    );
     let writer = Writer::start(
         client,
         config.clock.clone(),
+        recorder,
         &config.scheduler_name,
-        &config.instance,
         binding_sender,
     );
     let driver = Driver {

@@ -3,14 +3,14 @@
 //! Bindings run side by side up to a bound. Status writes of one pod keep their order. Events are told on a best-effort basis: when
 //! too many wait, new ones are dropped, as upstream's broadcaster does.
 
+use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
-use k8s_openapi::api::events::v1::Event;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use keelson_machinery::clock::Clock;
 use keelson_machinery::time;
+use keelson_runtime::events::{EventType, Happening, Recorder};
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Client};
 use serde_json::{Value, json};
@@ -23,10 +23,6 @@ use crate::scheduler::Action;
 const STATUS_WRITERS: usize = 4;
 /// How many status writes may wait for one writer.
 const STATUS_QUEUE: usize = 1024;
-/// How many events may wait.
-const EVENT_QUEUE: usize = 4096;
-/// How many events are written side by side.
-const EVENT_WRITERS: usize = 4;
 /// The longest note of an event, in bytes (`NoteLengthLimit`).
 const NOTE_LIMIT: usize = 1024;
 
@@ -43,7 +39,7 @@ pub struct Binding {
 pub struct Writer {
     client: Client,
     clock: Clock,
-    reporter: Arc<Reporter>,
+    recorder: Recorder,
     status: Vec<mpsc::Sender<StatusWrite>>,
     bindings: mpsc::UnboundedSender<Binding>,
 }
@@ -66,23 +62,18 @@ impl Writer {
     pub fn start(
         client: Client,
         clock: Clock,
-        controller: &str,
-        instance: &str,
+        recorder: Recorder,
+        scheduler_name: &str,
         bindings: mpsc::UnboundedSender<Binding>,
     ) -> Self {
-        let reporter = Arc::new(Reporter::start(
-            client.clone(),
-            clock.clone(),
-            controller,
-            instance,
-        ));
         let status = (0..STATUS_WRITERS)
             .map(|_| {
                 let (sender, receiver) = mpsc::channel(STATUS_QUEUE);
                 tokio::spawn(write_status(
                     client.clone(),
                     clock.clone(),
-                    reporter.clone(),
+                    recorder.clone(),
+                    scheduler_name.to_owned(),
                     receiver,
                 ));
                 sender
@@ -91,7 +82,7 @@ impl Writer {
         Writer {
             client,
             clock,
-            reporter,
+            recorder,
             status,
             bindings,
         }
@@ -101,13 +92,14 @@ impl Writer {
     pub async fn act(&self, action: Action) {
         match action {
             Action::Bind { pod, node, .. } => {
-                let (client, reporter) = (self.client.clone(), self.reporter.clone());
+                let (client, recorder) = (self.client.clone(), self.recorder.clone());
                 let done = self.bindings.clone();
                 tokio::spawn(async move {
                     let result = bind(&client, &pod, &node).await.map_err(|e| describe(&e));
                     if result.is_ok() {
                         let note = format!("Successfully assigned {} to {node}", pod.key());
-                        reporter.report(&pod, None, "Normal", "Scheduled", "Binding", note);
+                        let normal = EventType::Normal;
+                        report(&recorder, &pod, None, normal, "Scheduled", "Binding", note);
                     }
                     // The receiver is gone only when the scheduler ends.
                     let _ = done.send(Binding {
@@ -118,14 +110,9 @@ impl Writer {
             }
             Action::ReportFailure { pod, message } => {
                 let note = truncated(message);
-                self.reporter.report(
-                    &pod,
-                    None,
-                    "Warning",
-                    "FailedScheduling",
-                    "Scheduling",
-                    note,
-                );
+                let warning = EventType::Warning;
+                let (reason, action) = ("FailedScheduling", "Scheduling");
+                report(&self.recorder, &pod, None, warning, reason, action, note);
             }
             Action::PatchStatus {
                 pod,
@@ -219,7 +206,8 @@ fn describe(error: &kube::Error) -> String {
 async fn write_status(
     client: Client,
     clock: Clock,
-    reporter: Arc<Reporter>,
+    recorder: Recorder,
+    scheduler_name: String,
     mut writes: mpsc::Receiver<StatusWrite>,
 ) {
     while let Some(write) = writes.recv().await {
@@ -236,7 +224,22 @@ async fn write_status(
                 node,
                 victim,
             } => {
-                evict(&client, &clock, &reporter, &preemptor, &node, &victim).await;
+                let message =
+                    format!("{scheduler_name}: preempting to accommodate a higher priority pod");
+                if evict(&client, &clock, &message, &victim).await {
+                    let note = format!("Preempted by pod {} on node {node}", preemptor.uid);
+                    let (reason, action) = ("Preempted", "Preempting");
+                    let related = Some(&*preemptor);
+                    report(
+                        &recorder,
+                        &victim,
+                        related,
+                        EventType::Normal,
+                        reason,
+                        action,
+                        note,
+                    );
+                }
             }
         }
     }
@@ -263,21 +266,15 @@ fn is_gone(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == 404 || status.code == 409)
 }
 
-async fn evict(
-    client: &Client,
-    clock: &Clock,
-    reporter: &Reporter,
-    preemptor: &PodInfo,
-    node: &str,
-    victim: &PodInfo,
-) {
+/// Marks and deletes a pod; returns whether it was deleted.
+async fn evict(client: &Client, clock: &Clock, message: &str, victim: &PodInfo) -> bool {
     let body = json!({"metadata": {"uid": victim.uid}, "status": {"conditions": [{
         "type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler",
-        "message": format!("{}: preempting to accommodate a higher priority pod", reporter.controller),
+        "message": message,
         "lastProbeTime": null, "lastTransitionTime": time::format(clock.now()),
     }]}});
     if !patch_status(client, &victim.namespace, &victim.name, &body).await {
-        return;
+        return false;
     }
     let api: Api<Pod> = Api::namespaced(client.clone(), &victim.namespace);
     let preconditions = Preconditions {
@@ -289,22 +286,13 @@ async fn evict(
         ..DeleteParams::default()
     };
     match api.delete(&victim.name, &params).await {
-        Ok(_) => {}
-        Err(error) if is_gone(&error) => return,
+        Ok(_) => true,
+        Err(error) if is_gone(&error) => false,
         Err(error) => {
             tracing::error!(pod = %victim.key(), error = %error, "cannot preempt the pod");
-            return;
+            false
         }
     }
-    let note = format!("Preempted by pod {} on node {node}", preemptor.uid);
-    reporter.report(
-        victim,
-        Some(preemptor),
-        "Normal",
-        "Preempted",
-        "Preempting",
-        note,
-    );
 }
 
 /// Cuts a note to what the API takes, between characters.
@@ -321,73 +309,25 @@ fn truncated(mut note: String) -> String {
     note
 }
 
-/// Writes `events.k8s.io` events.
-struct Reporter {
-    clock: Clock,
-    controller: String,
-    instance: String,
-    events: mpsc::Sender<Event>,
-}
-
-impl Reporter {
-    fn start(client: Client, clock: Clock, controller: &str, instance: &str) -> Self {
-        let (events, receiver) = mpsc::channel::<Event>(EVENT_QUEUE);
-        let receiver = Arc::new(tokio::sync::Mutex::new(receiver));
-        for _ in 0..EVENT_WRITERS {
-            let (client, receiver) = (client.clone(), receiver.clone());
-            tokio::spawn(async move {
-                loop {
-                    let Some(event) = receiver.lock().await.recv().await else {
-                        return;
-                    };
-                    let namespace = event.metadata.namespace.clone().unwrap_or_default();
-                    let api: Api<Event> = Api::namespaced(client.clone(), &namespace);
-                    if let Err(error) = api.create(&PostParams::default(), &event).await {
-                        tracing::debug!(error = %error, "cannot write an event");
-                    }
-                }
-            });
-        }
-        Reporter {
-            clock,
-            controller: controller.to_owned(),
-            instance: instance.to_owned(),
-            events,
-        }
-    }
-
-    fn report(
-        &self,
-        pod: &PodInfo,
-        related: Option<&PodInfo>,
-        kind: &str,
-        reason: &str,
-        action: &str,
-        note: String,
-    ) {
-        let now = self.clock.now();
-        let event = Event {
-            metadata: ObjectMeta {
-                // As upstream: the object's name and the time in hexadecimal nanoseconds.
-                name: Some(format!("{}.{:x}", pod.name, now.as_nanosecond())),
-                namespace: Some(pod.namespace.clone()),
-                ..ObjectMeta::default()
-            },
-            event_time: Some(MicroTime(now)),
-            reporting_controller: Some(self.controller.clone()),
-            reporting_instance: Some(self.instance.clone()),
-            action: Some(action.to_owned()),
-            reason: Some(reason.to_owned()),
-            regarding: Some(reference(pod)),
-            related: related.map(reference),
-            note: Some(note),
-            type_: Some(kind.to_owned()),
-            ..Event::default()
-        };
-        if self.events.try_send(event).is_err() {
-            tracing::debug!(pod = %pod.key(), reason, "too many events wait; one is dropped");
-        }
-    }
+/// Tells of a pod.
+fn report(
+    recorder: &Recorder,
+    pod: &PodInfo,
+    related: Option<&PodInfo>,
+    kind: EventType,
+    reason: &str,
+    action: &str,
+    message: String,
+) {
+    recorder.record(Happening {
+        regarding: reference(pod),
+        related: related.map(reference),
+        kind,
+        reason: reason.to_owned(),
+        action: action.to_owned(),
+        message,
+        annotations: BTreeMap::new(),
+    });
 }
 
 fn reference(pod: &PodInfo) -> ObjectReference {
