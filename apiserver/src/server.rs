@@ -201,6 +201,11 @@ impl ApiServer {
             .map_err(|e| StartError::System(e.message))?;
         if let Some(rbac) = rbac {
             rbac.synced().await;
+            tokio::spawn(bootstrap::follow_aggregation(
+                objects,
+                Arc::new(loopback::Loopback(server.clone())),
+                server.closing.clone(),
+            ));
         }
         started.store(true, Ordering::Release);
         Ok(ApiServer { server })

@@ -1,6 +1,6 @@
 //! Service-account tokens: those bound to objects (`pkg/serviceaccount/claims.go`) and those of old in Secrets
-//! (`pkg/serviceaccount/legacy.go`). A signature is checked once per token; what a token is bound to is looked up on
-//! every use, so that a deleted Pod's token is refused at once.
+//! (`pkg/serviceaccount/legacy.go`). A signature is checked once per token; what a token is bound to is looked up again
+//! in every second of use, so that a deleted Pod's token is refused a second later (upstream: ten).
 
 use std::sync::Arc;
 
@@ -11,6 +11,7 @@ use keelson_machinery::meta;
 use keelson_machinery::meta::names;
 use keelson_machinery::text::quote_all;
 use keelson_machinery::value::{self, Value};
+use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 
 use super::jwt::{self, Unverified};
@@ -64,7 +65,14 @@ pub(super) struct ServiceAccounts {
     pub(super) api_audiences: Vec<String>,
     pub(super) objects: Objects,
     pub(super) clock: Clock,
-    verified: Recent<[u8; 32], Arc<Value>>,
+    verified: Recent<[u8; 32], Arc<Known>>,
+}
+
+/// A token whose signature is good.
+struct Known {
+    claims: Value,
+    /// The second in which everything else was last found good, and whose token it is.
+    checked: Mutex<Option<(i64, UserInfo)>>,
 }
 
 fn bad<T>(why: impl Into<String>) -> Result<T, AuthenticationError> {
@@ -96,8 +104,8 @@ impl ServiceAccounts {
         audiences: Option<&[String]>,
     ) -> Result<Option<TokenUser>, AuthenticationError> {
         let fingerprint: [u8; 32] = Sha256::digest(token).into();
-        let claims = match self.verified.get(&fingerprint) {
-            Some(claims) => claims,
+        let known = match self.verified.get(&fingerprint) {
+            Some(known) => known,
             None => {
                 let Some(unverified) = Unverified::parse(token) else {
                     return Ok(None);
@@ -106,12 +114,17 @@ impl ServiceAccounts {
                 if issuer != LEGACY_ISSUER && !self.issuers.iter().any(|known| known == issuer) {
                     return Ok(None);
                 }
-                let claims = Arc::new(unverified.verify(&self.keys).map_err(AuthenticationError)?);
-                self.verified.put(fingerprint, claims.clone());
-                claims
+                let claims = unverified.verify(&self.keys).map_err(AuthenticationError)?;
+                let known = Arc::new(Known {
+                    claims,
+                    checked: Mutex::new(None),
+                });
+                self.verified.put(fingerprint, known.clone());
+                known
             }
         };
-        let mut token_audiences = jwt::audiences(&claims).map_err(AuthenticationError)?;
+        let claims = &known.claims;
+        let mut token_audiences = jwt::audiences(claims).map_err(AuthenticationError)?;
         if token_audiences.is_empty() {
             // Tokens without audiences are for the API server alone.
             token_audiences.clone_from(&self.api_audiences);
@@ -129,11 +142,24 @@ impl ServiceAccounts {
                 quote_all(requested, " ")
             ));
         }
-        let legacy = claims.get("iss").and_then(Value::as_str) == Some(LEGACY_ISSUER);
-        let user = if legacy {
-            self.legacy(token, &claims).await?
-        } else {
-            self.bound(&claims).await?
+        let second = self.clock.now().as_second();
+        let fresh = known
+            .checked
+            .lock()
+            .clone()
+            .filter(|(checked, _)| *checked == second);
+        let user = match fresh {
+            Some((_, user)) => user,
+            None => {
+                let legacy = claims.get("iss").and_then(Value::as_str) == Some(LEGACY_ISSUER);
+                let user = if legacy {
+                    self.legacy(token, claims).await?
+                } else {
+                    self.bound(claims).await?
+                };
+                *known.checked.lock() = Some((second, user.clone()));
+                user
+            }
         };
         Ok(Some(TokenUser {
             user,

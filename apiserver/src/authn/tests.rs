@@ -305,6 +305,7 @@ async fn bound_tokens_die_with_their_objects() {
             );
         }
         w.memory.delete("", resource, namespace, name);
+        w.clock.advance(1);
         assert_eq!(
             refused(w.bearer(&token).await),
             "service account token has been invalidated",
@@ -516,6 +517,7 @@ async fn other_tokens() {
         w.bearer(&token).await.expect("good").expect("known").uid,
         "u-sa"
     );
+    w.clock.advance(1);
     w.memory.put(
         "",
         "secrets",

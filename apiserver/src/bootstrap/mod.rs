@@ -5,6 +5,7 @@
 //! [`plan`] is a pure function from what is there to the writes; [`run`] reads, plans and writes, in two rounds
 //! (namespaces must stand before what lives in them).
 
+mod aggregation;
 pub mod policy;
 mod rbac;
 mod system;
@@ -23,6 +24,7 @@ use keelson_machinery::value::Value;
 use crate::objects::Objects;
 use crate::reader::GroupResource;
 
+pub use aggregation::follow_aggregation;
 pub use rbac::aggregate;
 pub use system::{ClusterFacts, authentication_config_map};
 

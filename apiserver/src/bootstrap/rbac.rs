@@ -91,6 +91,30 @@ pub(super) fn reconcile(existing: &HashMap<&'static str, Vec<Arc<Value>>>) -> Ve
     writes
 }
 
+/// The updates that bring the rules of all aggregated roles up to date with the roles that they gather.
+pub(super) fn gather(stored: &HashMap<String, Arc<Value>>) -> Vec<Write> {
+    let mut roles: HashMap<String, Value> = stored
+        .iter()
+        .map(|(name, role)| (name.clone(), role.as_ref().clone()))
+        .collect();
+    let mut writes = Vec::new();
+    for name in aggregation_order(&roles) {
+        let Some(rules) = aggregate(&roles[&name], roles.values()) else {
+            continue;
+        };
+        if value::items(&roles[&name], &["rules"]) != rules
+            && let Some(role) = roles.get_mut(&name)
+        {
+            role["rules"] = Value::Array(rules);
+            writes.push(Write::Update(
+                GroupResource::new(GROUP, "clusterroles"),
+                role.clone(),
+            ));
+        }
+    }
+    writes
+}
+
 /// The names of all aggregated roles, those first that others gather.
 fn aggregation_order(roles: &HashMap<String, Value>) -> Vec<String> {
     let mut names: Vec<&String> = roles

@@ -236,3 +236,47 @@ fn aggregation_takes_each_rule_once() {
         "gathered at first start"
     );
 }
+
+#[tokio::test(start_paused = true)]
+async fn aggregated_roles_follow_what_they_gather() {
+    let memory = Memory::default();
+    let writer = Arc::new(MemoryWriter(memory.clone(), Mutex::default()));
+    let objects = memory.objects();
+    run(&objects, writer.as_ref(), &facts())
+        .await
+        .expect("start");
+    let shutdown = tokio_util::sync::CancellationToken::new();
+    let task = tokio::spawn(follow_aggregation(
+        objects.clone(),
+        writer,
+        shutdown.clone(),
+    ));
+    let mine = |rules: Value| json!({"metadata": {"name": "mine", "labels": {"rbac.authorization.k8s.io/aggregate-to-view": "true"}}, "rules": rules});
+    let gathers = async |group: &str| {
+        // Time is paused: this returns when everything else has come to rest.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let role = objects
+            .get(GROUP, "clusterroles", "", "admin")
+            .await
+            .expect("role");
+        value::items(&role, &["rules"])
+            .iter()
+            .any(|rule| rule["apiGroups"] == json!([group]))
+    };
+    memory.put(
+        GROUP,
+        "clusterroles",
+        mine(json!([{"verbs": ["get"], "apiGroups": ["mine.io"], "resources": ["things"]}])),
+    );
+    assert!(gathers("mine.io").await);
+    memory.put(
+        GROUP,
+        "clusterroles",
+        mine(json!([{"verbs": ["get"], "apiGroups": ["yours.io"], "resources": ["things"]}])),
+    );
+    assert!(gathers("yours.io").await && !gathers("mine.io").await);
+    memory.delete(GROUP, "clusterroles", "", "mine");
+    assert!(!gathers("yours.io").await);
+    shutdown.cancel();
+    task.await.expect("ends");
+}
