@@ -1,5 +1,6 @@
 //! Connections to the members of an etcd cluster, and single calls on them.
 
+use std::error::Error as StdError;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -67,9 +68,23 @@ impl Client {
         );
     }
 
-    /// One call to the member in use. A member that is away is left for the next call; whether this one was carried
-    /// out is then unknown.
+    /// One call to the member in use; to the others in turn while it certainly did not reach one. A member that is
+    /// away is left for the next call; whether this one was carried out is then unknown.
     pub async fn call<Q, A>(&self, path: &'static str, request: Q) -> Result<A, Status>
+    where
+        Q: prost::Message + Clone + Send + Sync + 'static,
+        A: prost::Message + Default + Send + Sync + 'static,
+    {
+        let mut tries = self.channels.len();
+        loop {
+            match self.try_call(path, request.clone()).await {
+                Err(status) if was_not_sent(&status) && tries > 1 => tries -= 1,
+                result => return result,
+            }
+        }
+    }
+
+    async fn try_call<Q, A>(&self, path: &'static str, request: Q) -> Result<A, Status>
     where
         Q: prost::Message + Clone + Send + Sync + 'static,
         A: prost::Message + Default + Send + Sync + 'static,
@@ -77,7 +92,9 @@ impl Client {
         let at = self.current.load(Ordering::Relaxed);
         let result = tokio::time::timeout(CALL, async {
             let mut grpc = self.grpc(at);
-            grpc.ready().await.map_err(unready)?;
+            grpc.ready()
+                .await
+                .map_err(|e| Status::from_error(Box::new(e)))?;
             let codec: ProstCodec<Q, A> = ProstCodec::default();
             grpc.unary(
                 Request::new(request),
@@ -104,7 +121,7 @@ impl Client {
     {
         let mut tries = self.channels.len();
         loop {
-            match self.call(path, request.clone()).await {
+            match self.try_call(path, request.clone()).await {
                 Err(status) if is_away(&status) && tries > 1 => tries -= 1,
                 result => return result,
             }
@@ -120,7 +137,9 @@ impl Client {
         let path = PathAndQuery::from_static("/etcdserverpb.Watch/Watch");
         let result = tokio::time::timeout(CALL, async {
             let mut grpc = self.grpc(at);
-            grpc.ready().await.map_err(unready)?;
+            grpc.ready()
+                .await
+                .map_err(|e| Status::from_error(Box::new(e)))?;
             let codec: ProstCodec<WatchRequest, WatchResponse> = ProstCodec::default();
             grpc.streaming(Request::new(requests), path, codec).await
         })
@@ -135,15 +154,18 @@ impl Client {
     }
 }
 
-fn unready(error: tonic::transport::Error) -> Status {
-    use std::error::Error as _;
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text = format!("{text}: {inner}");
-        cause = inner.source();
-    }
-    Status::unavailable(text)
+/// Whether a call failed for want of a connection, so that nobody has seen it.
+fn was_not_sent(status: &Status) -> bool {
+    causes(status).any(|cause| cause.is::<tonic::ConnectError>())
+}
+
+/// What caused a status, from the nearest to the root.
+fn causes<'a>(status: &'a Status) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    let next = |cause: &&'a (dyn StdError + 'static)| {
+        let cause: &'a (dyn StdError + 'static) = *cause;
+        cause.source()
+    };
+    std::iter::successors(status.source(), next)
 }
 
 /// Whether another member should be asked.
@@ -160,7 +182,13 @@ pub(super) fn error(status: Status) -> Error {
     match status.code() {
         // Out of space, too many requests; etcd refuses before it does anything.
         Code::ResourceExhausted => Error::Unwritable(format!("etcd: {}", status.message())),
-        _ => Error::Failed(format!("etcd: {}", status.message())),
+        _ => {
+            // Such as "connection refused", which the status itself does not say.
+            let root = causes(&status).last().map(ToString::to_string);
+            let root = root.filter(|root| !status.message().contains(root.as_str()));
+            let root = root.map_or(String::new(), |root| format!(": {root}"));
+            Error::Failed(format!("etcd: {}{root}", status.message()))
+        }
     }
 }
 

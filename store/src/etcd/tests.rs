@@ -267,6 +267,73 @@ async fn says_when_etcd_is_full() {
     assert!(store.get("/k/0", None).await.unwrap().0.is_some());
 }
 
+/// TLS both ways; and members that are not there are passed over, by writes too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn speaks_tls_and_passes_over_dead_members() {
+    let Some(binary) = etcd_binary() else { return };
+    let authority = |name: &str| {
+        let mut params = rcgen::CertificateParams::default();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        params
+            .distinguished_name
+            .push(rcgen::DnType::CommonName, name);
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate = params.self_signed(&key).unwrap();
+        (certificate.pem(), rcgen::Issuer::new(params, key))
+    };
+    let (ca, issuer) = authority("ca");
+    let (other_ca, other_issuer) = authority("other");
+    let leaf = |issuer: &rcgen::Issuer<'_, rcgen::KeyPair>| {
+        let params = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, issuer).unwrap();
+        (certificate.pem(), key.serialize_pem())
+    };
+    let (certificate, key) = leaf(&issuer);
+    let files = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| {
+        let path = files.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let extra = vec![
+        format!("--cert-file={}", write("server.crt", &certificate)),
+        format!("--key-file={}", write("server.key", &key)),
+        format!("--trusted-ca-file={}", write("ca.crt", &ca)),
+        "--client-cert-auth".to_owned(),
+    ];
+    let mut server = Server::new(binary, "https", extra);
+    server.start();
+    let dead = {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        format!("https://{}", listener.local_addr().unwrap())
+    };
+    let options = |ca: &str, identity: Option<(String, String)>| Options {
+        endpoints: vec![dead.clone(), server.url()],
+        tls: Some(Tls {
+            ca: ca.as_bytes().to_vec(),
+            identity: identity.map(|(c, k)| (c.into_bytes(), k.into_bytes())),
+        }),
+        ..server.options()
+    };
+    let store = Etcd::open(options(&ca, Some(leaf(&issuer)))).unwrap();
+    ready(&store).await;
+    // Each begins with the dead member.
+    let store = Etcd::open(options(&ca, Some(leaf(&issuer)))).unwrap();
+    store.commit(create("/k/a")).await.unwrap();
+    let store = Etcd::open(options(&ca, Some(leaf(&issuer)))).unwrap();
+    assert!(store.get("/k/a", None).await.unwrap().0.is_some());
+    for (ca, identity) in [
+        (&other_ca, Some(leaf(&issuer))),
+        (&ca, Some(leaf(&other_issuer))),
+        (&ca, None),
+    ] {
+        let store = Etcd::open(options(ca, identity)).unwrap();
+        let refused = store.revision().await;
+        assert!(matches!(refused, Err(Error::Failed(_))), "{refused:?}");
+    }
+}
+
 #[tokio::test]
 async fn refuses_what_it_cannot_use() {
     let open = |endpoints: &[&str], tls: Option<Tls>| {
