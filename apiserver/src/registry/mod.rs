@@ -3,10 +3,15 @@
 //! A resource is a catalog row, a type of the type table and a [`strategy::Strategy`]. Its versions share one
 //! storage: the same keys, the same cache, objects in the storage version.
 
+pub mod apps;
+pub mod batch;
+pub mod certificates;
 pub mod conditions;
 pub mod conversion;
+pub mod defaults;
 pub mod delete;
 pub mod generic;
+pub mod small;
 pub mod store;
 pub mod strategies;
 pub mod strategy;

@@ -2,6 +2,8 @@
 
 pub mod allocator;
 pub mod event;
+pub mod more;
 pub mod namespace;
 pub mod pod;
+pub mod pod_defaults;
 pub mod service;
