@@ -136,6 +136,27 @@ pub async fn run_with(
         mirrors,
         shutdown.clone(),
     ));
+    tasks.spawn(server::rotate::run(shared.clone(), shutdown.clone()));
+    let serving = Arc::new(server::Server {
+        auth: server::auth::Auth::new(
+            shared.client.clone(),
+            shared.clock.clone(),
+            shared.config.node_name.clone(),
+            shared.config.file.authentication.clone(),
+            shared.config.file.authorization.clone(),
+        ),
+        stats: server::stats::Stats::default(),
+        shared: shared.clone(),
+        manager: manager.clone(),
+    });
+    let failed = shutdown.clone();
+    let stop = shutdown.clone();
+    let server = tokio::spawn(async move {
+        let result = server::run(serving, stop).await;
+        // Without its server a kubelet cannot be reached: better to end and say why.
+        failed.cancel();
+        result
+    });
     let objects = shared.objects.clone();
     let stop = shutdown.clone();
     tasks.spawn(async move {
@@ -152,7 +173,7 @@ pub async fn run_with(
         }
     }
     manager.stopped().await;
-    Ok(())
+    server.await.context("the kubelet's server failed")?
 }
 
 #[allow(clippy::too_many_arguments)] // the one place where all parts meet

@@ -66,6 +66,8 @@ pub fn pod_limits(pod: &Pod, cfs: Option<i64>, pids: i64) -> Limits {
 pub struct Cgroups {
     /// The hierarchies; one on cgroup v2.
     hierarchies: Vec<PathBuf>,
+    /// The v2 tree of a hybrid machine: without controllers, but runtimes make their groups in it all the same.
+    unified: Option<PathBuf>,
     v2: bool,
     /// Relative to each hierarchy, such as `kn1/kubepods`.
     root: PathBuf,
@@ -80,13 +82,17 @@ impl Cgroups {
     fn at(mount: &Path, root: &str) -> io::Result<Self> {
         let v2 = rustix::fs::statfs(mount)?.f_type as u32 == CGROUP2_MAGIC;
         let mut hierarchies = Vec::new();
+        let mut unified = None;
         if v2 {
             hierarchies.push(mount.to_path_buf());
         } else {
             for e in fs::read_dir(mount)? {
                 let path = e?.path();
-                // The v2 tree of a hybrid machine has no controllers.
-                if path.file_name().is_some_and(|n| n == "unified") || !path.is_dir() {
+                if path.file_name().is_some_and(|n| n == "unified") {
+                    unified = Some(path);
+                    continue;
+                }
+                if !path.is_dir() {
                     continue;
                 }
                 let path = path.canonicalize()?;
@@ -104,6 +110,7 @@ impl Cgroups {
         hierarchies.sort();
         Ok(Cgroups {
             hierarchies,
+            unified,
             v2,
             root: Path::new(root.trim_matches('/')).join("kubepods"),
         })
@@ -179,7 +186,7 @@ impl Cgroups {
     /// Removes the cgroup of the pod `uid`, wherever it is, with whatever still runs in it.
     pub async fn remove_pod(&self, uid: &str) -> io::Result<()> {
         for qos in [Qos::Guaranteed, Qos::Burstable, Qos::BestEffort] {
-            for h in &self.hierarchies {
+            for h in self.hierarchies.iter().chain(&self.unified) {
                 let dir = h.join(self.qos_dir(qos)).join(format!("pod{uid}"));
                 if dir.is_dir() {
                     remove_tree(&dir).await?;

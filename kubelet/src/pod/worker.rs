@@ -115,7 +115,9 @@ pub async fn run(
                             Duration::ZERO
                         }
                         Outcome::Done(next) => {
-                            let soon = SETTLE.get(settle).copied().unwrap_or(LONG);
+                            // What waits for a back-off gains nothing from being looked at.
+                            let calm = memory.failures.is_empty();
+                            let soon = SETTLE.get(settle).copied().filter(|_| calm).unwrap_or(LONG);
                             settle = settle.saturating_add(1);
                             next.unwrap_or(LONG).min(resync(&shared)).min(soon)
                         }
