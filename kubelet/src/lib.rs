@@ -101,6 +101,7 @@ pub async fn run_with(
         &machine,
         cgroups,
         version.runtime_name,
+        shutdown.clone(),
     )?;
     shared.recorder.node(
         &shared.config.node_name,
@@ -185,13 +186,14 @@ fn assemble(
     machine: &node::machine::Machine,
     cgroups: cgroup::Cgroups,
     runtime_name: String,
+    stop: CancellationToken,
 ) -> Result<(Arc<Shared>, Arc<Wakers>)> {
     let wakers = Arc::new(Wakers::default());
     let wake = {
         let wakers = wakers.clone();
         Arc::new(move |uid: &str| wakers.wake(uid))
     };
-    let recorder = events::Recorder::new(client.clone(), &config.node_name, clock.clone());
+    let recorder = events::Recorder::new(client.clone(), &config.node_name, clock.clone(), stop);
     let status = status::StatusManager::new(client.clone(), clock.clone());
     let probe_wake = wake.clone();
     let probes = probe::Probes::new(

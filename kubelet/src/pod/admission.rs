@@ -19,23 +19,6 @@ pub struct Refusal {
     pub message: String,
 }
 
-impl Refusal {
-    /// The reason as an event has it.
-    pub fn reason_static(&self) -> &'static str {
-        match self.reason.as_str() {
-            "OutOfcpu" => "OutOfcpu",
-            "OutOfmemory" => "OutOfmemory",
-            "OutOfephemeral-storage" => "OutOfephemeral-storage",
-            "OutOfpods" => "OutOfpods",
-            "SysctlForbidden" => "SysctlForbidden",
-            "PodOSNotSupported" => "PodOSNotSupported",
-            "NodePorts" => "NodePorts",
-            "NodeAffinity" => "NodeAffinity",
-            _ => "UnexpectedAdmissionError",
-        }
-    }
-}
-
 fn refusal(reason: &str, message: impl Into<String>) -> Option<Refusal> {
     Some(Refusal {
         reason: reason.to_owned(),

@@ -162,7 +162,7 @@ impl Manager {
         };
         self.shared
             .recorder
-            .pod(pod, Severity::Warning, r.reason_static(), r.message.clone());
+            .pod(pod, Severity::Warning, &r.reason, r.message.clone());
         info!(pod = %podutil::describe(pod), reason = %r.reason, message = %r.message, "a pod was refused");
         let status = PodStatus {
             phase: Some("Failed".to_owned()),
