@@ -589,7 +589,7 @@ pub async fn terminate(
         return Err(format!("error killing pod: {e}"));
     }
     shared.probes.remove_pod(uid);
-    let mut stopped = observed::observe(&*shared.runtime, uid)
+    let stopped = observed::observe(&*shared.runtime, uid)
         .await
         .map_err(|e| format!("unable to read pod status prior to final pod termination: {e}"))?;
     let running: Vec<&str> = stopped
@@ -603,18 +603,7 @@ pub async fn terminate(
             "detected running containers after a successful KillPod, CRI violation: {running:?}"
         ));
     }
-    // The address stays in the status after the sandbox has lost it.
-    if let (Some(now), Some(before)) = (stopped.sandboxes.first_mut(), observed.sandboxes.first())
-        && now.ips.is_empty()
-    {
-        now.ips.clone_from(&before.ips);
-    }
-    let mut last = pod_status(shared, pod, &stopped, memory, true);
-    if last.pod_ip.is_none() {
-        let before = shared.status.get(uid).unwrap_or_default();
-        last.pod_ip = before.pod_ip;
-        last.pod_ips = before.pod_ips;
-    }
+    let last = pod_status(shared, pod, &stopped, memory, true);
     shared.status.set(pod, last);
     Ok(())
 }

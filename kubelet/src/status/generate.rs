@@ -53,7 +53,21 @@ pub struct Inputs<'a> {
 pub fn generate(i: &Inputs<'_>) -> PodStatus {
     let pod = i.pod;
     let api = pod.status.clone().unwrap_or_default();
-    let ips = i.observed.ips();
+    // A pod whose sandbox is gone keeps the address that it had.
+    let had: Vec<String> = match i.observed.sandboxes.iter().any(|s| s.ready) {
+        true => Vec::new(),
+        false => i
+            .old
+            .pod_ips
+            .iter()
+            .flatten()
+            .map(|p| p.ip.clone())
+            .collect(),
+    };
+    let ips = match i.observed.ips() {
+        [] => had.as_slice(),
+        now => now,
+    };
     let ephemeral: Vec<Container> = podutil::ephemeral_containers(pod)
         .iter()
         .map(podutil::ephemeral_as_container)

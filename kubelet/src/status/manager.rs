@@ -324,6 +324,18 @@ fn status_patch(uid: &str, status: &PodStatus) -> Result<Value, kube::Error> {
     for key in OURS {
         fields.entry(key).or_insert(Value::Null);
     }
+    // A condition is merged field by field: what it has no more must be said.
+    for c in fields
+        .get_mut("conditions")
+        .and_then(Value::as_array_mut)
+        .into_iter()
+        .flatten()
+    {
+        if let Some(c) = c.as_object_mut() {
+            c.entry("reason").or_insert(Value::Null);
+            c.entry("message").or_insert(Value::Null);
+        }
+    }
     for key in ["podIPs", "hostIPs"] {
         if let Some(Value::Array(list)) = fields.get_mut(key) {
             list.insert(0, json!({"$patch": "replace"}));
