@@ -137,6 +137,7 @@ pub async fn run_with(
         mirrors,
         shutdown.clone(),
     ));
+    tasks.spawn(pod::gc::run(shared.clone(), shutdown.clone()));
     tasks.spawn(server::rotate::run(shared.clone(), shutdown.clone()));
     let serving = Arc::new(server::Server {
         auth: server::auth::Auth::new(

@@ -44,7 +44,7 @@ pub fn sandbox(
     pod: &Pod,
     attempt: u32,
     cgroup_parent: String,
-) -> Result<(cri::PodSandboxConfig, Vec<(&'static str, String)>), String> {
+) -> Result<(cri::PodSandboxConfig, dns::Warnings), String> {
     let spec = podutil::spec(pod);
     let dns = dns::settings(pod, &s.dns, &s.resolv_conf)?;
     let hostname = if podutil::is_host_network(pod) {

@@ -24,12 +24,15 @@ pub struct Cluster {
     pub domain: String,
 }
 
+/// Reasons and messages of warnings, for events.
+pub type Warnings = Vec<(&'static str, String)>;
+
 /// Settings, and a warning for an event if some did not fit.
 pub struct Settings {
     /// For the sandbox.
     pub config: cri::DNSConfig,
-    /// `(reason, message)` of warnings.
-    pub warnings: Vec<(&'static str, String)>,
+    /// What did not fit.
+    pub warnings: Warnings,
 }
 
 fn dedup(list: Vec<String>) -> Vec<String> {

@@ -1,6 +1,7 @@
 //! Pods: where they come from, what is to be done about them, and the workers that do it.
 
 pub mod admission;
+pub mod gc;
 pub mod manager;
 pub mod observed;
 pub mod plan;

@@ -538,7 +538,6 @@ mod tests {
         );
         let n = "{restartPolicy: Never, initContainers: [{name: s, restartPolicy: Always}], containers: [{name: a}]}";
         check(n, "ready", "a:e:0 s:r", "", "killpod");
-        check(n, "ready", "a:e:0 s:e:0", "", "killpod");
     }
 
     #[test]

@@ -44,10 +44,10 @@ const MOUNT_RETRY: Duration = Duration::from_secs(5);
 pub struct Memory {
     /// Why containers could not be started the last time.
     pub failures: StartFailures,
+    /// The volumes that were made ready.
+    pub volumes: crate::volume::Mounts,
     /// Volume failures that were told in an event, so that each is told once.
     pub mount_errors: Vec<String>,
-    /// Whether the pod's own directories were made.
-    pub prepared: bool,
     /// How often mounting has failed in a row.
     pub mount_tries: u32,
 }
@@ -123,22 +123,22 @@ pub async fn sync(shared: &Shared, pod: &Arc<Pod>, memory: &mut Memory) -> Outco
         return Outcome::Terminal;
     }
     trigger_probes(shared, pod, &status);
-    if let Some(left) = deadline(shared, pod, &status) {
-        if left.is_zero() {
-            let mut status = status;
-            status.phase = Some("Failed".to_owned());
-            status.reason = Some("DeadlineExceeded".to_owned());
-            status.message =
-                Some("Pod was active on the node longer than the specified deadline".to_owned());
-            shared.recorder.pod(
-                pod,
-                Severity::Normal,
-                "DeadlineExceeded",
-                "Pod was active on the node longer than the specified deadline",
-            );
-            shared.status.set(pod, status);
-            return Outcome::Terminal;
-        }
+    if let Some(left) = deadline(shared, pod, &status)
+        && left.is_zero()
+    {
+        let mut status = status;
+        status.phase = Some("Failed".to_owned());
+        status.reason = Some("DeadlineExceeded".to_owned());
+        status.message =
+            Some("Pod was active on the node longer than the specified deadline".to_owned());
+        shared.recorder.pod(
+            pod,
+            Severity::Normal,
+            "DeadlineExceeded",
+            "Pod was active on the node longer than the specified deadline",
+        );
+        shared.status.set(pod, status);
+        return Outcome::Terminal;
     }
     let network = shared.health.read().network.clone();
     if let Some(e) = network.filter(|_| !podutil::is_host_network(pod)) {
@@ -153,35 +153,39 @@ pub async fn sync(shared: &Shared, pod: &Arc<Pod>, memory: &mut Memory) -> Outco
     }
     let ips = observed.ips().to_vec();
     let node = shared.node.read().clone();
-    let volumes = match shared.volumes.set_up(pod, &node, &ips).await {
-        Ok(v) => {
-            memory.mount_errors.clear();
-            memory.mount_tries = 0;
-            v
-        }
-        Err(errors) => {
-            let messages: Vec<String> = errors.iter().map(ToString::to_string).collect();
-            memory.mount_tries = memory.mount_tries.saturating_add(1);
-            // Once when it begins, then now and again while it lasts.
-            if messages != memory.mount_errors || memory.mount_tries.is_multiple_of(12) {
-                for m in &messages {
-                    shared
-                        .recorder
-                        .pod(pod, Severity::Warning, "FailedMount", m.clone());
-                }
+    let (volumes, errors) = shared.volumes.set_up(pod, &node, &ips).await;
+    // A volume that was ready once stays so, even if it cannot be brought up to date.
+    memory.volumes.extend(volumes);
+    if errors.is_empty() {
+        memory.mount_errors.clear();
+        memory.mount_tries = 0;
+    } else {
+        let messages: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        memory.mount_tries = memory.mount_tries.saturating_add(1);
+        // Once when it begins, then now and again while it lasts.
+        if messages != memory.mount_errors || memory.mount_tries.is_multiple_of(12) {
+            for m in &messages {
+                shared
+                    .recorder
+                    .pod(pod, Severity::Warning, "FailedMount", m.clone());
             }
-            memory.mount_errors = messages.clone();
-            // A volume that cannot be brought up to date does not end what runs.
-            if !running {
-                return Outcome::Failed(messages.join("; "), MOUNT_RETRY);
-            }
-            warn!(pod = %podutil::describe(pod), errors = %messages.join("; "), "volumes could not be brought up to date");
-            return Outcome::Done(Some(MOUNT_RETRY));
         }
-    };
+        let missing = errors
+            .iter()
+            .any(|e| !memory.volumes.contains_key(&e.volume));
+        memory.mount_errors.clone_from(&messages);
+        if missing && !running {
+            return Outcome::Failed(messages.join("; "), MOUNT_RETRY);
+        }
+        warn!(pod = %podutil::describe(pod), errors = %messages.join("; "), "volumes could not be brought up to date");
+    }
+    let volumes = memory.volumes.clone();
     shared.probes.add_pod(pod);
     let plan = plan::plan(pod, &observed, &|id, kind| shared.probes.outcome(id, kind));
-    let left = deadline(shared, pod, &status);
+    let left = deadline(shared, pod, &status)
+        .into_iter()
+        .chain((!memory.mount_errors.is_empty()).then_some(MOUNT_RETRY))
+        .min();
     if plan.is_empty() {
         return Outcome::Done(left);
     }
@@ -300,10 +304,10 @@ async fn execute(
         );
     }
     if plan.kill_pod {
-        if !observed.sandboxes.is_empty() || observed.running().next().is_some() {
-            if let Err(e) = kill::all(shared, Some(pod), observed, None).await {
-                return Outcome::Failed(format!("error killing pod: {e}"), RETRY);
-            }
+        if (!observed.sandboxes.is_empty() || observed.running().next().is_some())
+            && let Err(e) = kill::all(shared, Some(pod), observed, None).await
+        {
+            return Outcome::Failed(format!("error killing pod: {e}"), RETRY);
         }
         if plan.create_sandbox {
             remove_init_containers(shared, pod, observed, true).await;

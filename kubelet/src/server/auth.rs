@@ -93,6 +93,9 @@ struct Kept<T> {
     until: Timestamp,
 }
 
+/// User, verb and subresource.
+type Question = (User, &'static str, &'static str);
+
 /// Decides on requests.
 pub struct Auth {
     client: Option<kube::Client>,
@@ -101,7 +104,7 @@ pub struct Auth {
     authentication: Authentication,
     authorization: Authorization,
     tokens: Mutex<HashMap<[u8; 32], Kept<Option<User>>>>,
-    decisions: Mutex<HashMap<(User, &'static str, &'static str), Kept<bool>>>,
+    decisions: Mutex<HashMap<Question, Kept<bool>>>,
 }
 
 impl Auth {

@@ -82,13 +82,14 @@ impl Volumes {
             .join(name)
     }
 
-    /// Makes all volumes of the pod ready, or brings them up to date. All are tried; every failure is returned.
+    /// Makes all volumes of the pod ready, or brings them up to date. All are tried; what failed is told beside what
+    /// did not.
     pub async fn set_up(
         &self,
         pod: &Pod,
         node: &NodeFacts,
         pod_ips: &[String],
-    ) -> Result<Mounts, Vec<MountError>> {
+    ) -> (Mounts, Vec<MountError>) {
         let mut mounts = Mounts::new();
         let mut errors = Vec::new();
         for v in podutil::spec(pod).volumes.iter().flatten() {
@@ -102,11 +103,7 @@ impl Volumes {
                 }),
             }
         }
-        if errors.is_empty() {
-            Ok(mounts)
-        } else {
-            Err(errors)
-        }
+        (mounts, errors)
     }
 
     async fn set_up_one(
