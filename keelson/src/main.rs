@@ -25,10 +25,18 @@ enum Command {
     Server(components::server::Flags),
     /// Run the API server alone, by upstream's flags
     KubeApiserver(components::apiserver::Flags),
+    /// Run the controllers alone, by upstream's flags
+    KubeControllerManager(components::controller_manager::Flags),
     /// Run the scheduler alone, by upstream's flags
     KubeScheduler(components::scheduler::Flags),
     /// Run the kubelet alone, by upstream's flags
     Kubelet(components::kubelet::Flags),
+    /// Run the dataplane alone, by upstream's flags
+    KubeProxy(components::proxy::Flags),
+    /// Import images into the cluster
+    Images(components::images::Flags),
+    /// Run an upstream e2e.test binary against the cluster
+    Conformance(components::conformance::Flags),
     /// Run cluster DNS
     Dns(components::dns::Flags),
     /// Control plane and node in one process; started by `up`
@@ -71,6 +79,10 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::Up(options) => cluster::up::run(options).await,
         Command::Down(options) => cluster::down::run(options).await,
         Command::RunCluster(options) => cluster::run::run(options).await,
+        Command::KubeControllerManager(flags) => components::controller_manager::run(flags).await,
+        Command::KubeProxy(flags) => components::proxy::run(flags).await,
+        Command::Images(flags) => components::images::run(flags).await,
+        Command::Conformance(flags) => components::conformance::run(flags).await,
         Command::KubeScheduler(flags) => components::scheduler::run(flags).await,
         Command::Kubelet(flags) => components::kubelet::run(flags).await,
         Command::Dns(flags) => components::dns::run(flags).await,

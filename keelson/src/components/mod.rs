@@ -1,8 +1,12 @@
 //! Each component as a command of its own, under its upstream name and with upstream's flags.
 
 pub mod apiserver;
+pub mod conformance;
+pub mod controller_manager;
 pub mod dns;
+pub mod images;
 pub mod kubelet;
+pub mod proxy;
 pub mod scheduler;
 pub mod server;
 

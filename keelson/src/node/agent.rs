@@ -69,6 +69,14 @@ pub async fn run(
             .context("the kubelet")
     });
 
+    let config = proxy_config(layout, options, clock)?;
+    let stop = shutdown.clone();
+    tasks.spawn(async move {
+        keelson_proxy::run(config, proxy, stop)
+            .await
+            .context("the dataplane")
+    });
+
     while let Some(ended) = tasks.join_next().await {
         ended.context("a part of the node panicked")??;
     }
@@ -98,6 +106,23 @@ fn kubelet_config(layout: &Layout, options: &Options) -> keelson_kubelet::Config
     );
     file.authentication.x509.client_ca_file = Some(options.client_ca.clone());
     config
+}
+
+fn proxy_config(
+    layout: &Layout,
+    options: &Options,
+    clock: Clock,
+) -> anyhow::Result<keelson_proxy::Config> {
+    let file = keelson_proxy::KubeProxyConfiguration {
+        cluster_cidr: options.pod_cidr.to_string(),
+        ..Default::default()
+    };
+    let mut settings = file.resolve()?;
+    // The cluster process tells of its health as a whole; two more ports would be in another cluster's way.
+    (settings.healthz, settings.metrics) = (None, None);
+    let mut config = keelson_proxy::Config::new(settings, &options.name, clock);
+    config.table = network::table_name(layout);
+    Ok(config)
 }
 
 /// Waits until the node has its part of the pod range, then writes the CNI configuration for it.
