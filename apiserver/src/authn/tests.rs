@@ -779,3 +779,19 @@ async fn reviews_and_documents() {
         .is_err()
     );
 }
+
+#[tokio::test]
+async fn a_token_to_join() {
+    let w = world();
+    let (token, secret) =
+        crate::bootstrap::join::token(&w.clock.clock(), Some(std::time::Duration::from_secs(60)));
+    w.memory.put("", "secrets", secret);
+    let user = w.bearer(&token).await.expect("good").expect("known");
+    assert!(
+        user.groups
+            .contains(&crate::bootstrap::join::JOINERS.to_owned()),
+        "{user:?}"
+    );
+    w.clock.advance(61);
+    assert_eq!(refused(w.bearer(&token).await), "invalid bearer token");
+}

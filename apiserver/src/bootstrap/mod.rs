@@ -6,6 +6,7 @@
 //! (namespaces must stand before what lives in them).
 
 mod aggregation;
+pub mod join;
 pub mod policy;
 mod rbac;
 mod system;

@@ -44,7 +44,7 @@ pub(super) struct Leaf<'a> {
 pub(super) struct Authority {
     pub(super) pem: String,
     der: Vec<u8>,
-    issuer: Issuer<'static, rcgen::KeyPair>,
+    pub(super) issuer: Issuer<'static, rcgen::KeyPair>,
 }
 
 /// A fresh P-256 key.
@@ -124,7 +124,12 @@ impl Authority {
             what: name.to_owned(),
             source,
         };
-        let mut params = base_params(common_name, None, AUTHORITY_DAYS, clock);
+        let mut params = base_params(
+            common_name,
+            None,
+            Duration::from_secs(AUTHORITY_DAYS * DAY),
+            clock,
+        );
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![
             KeyUsagePurpose::DigitalSignature,
@@ -169,7 +174,12 @@ pub(super) fn load_or_issue(
         source,
     };
     let key = make_key(leaf.common_name)?;
-    let mut params = base_params(leaf.common_name, leaf.organization, LEAF_DAYS, clock);
+    let mut params = base_params(
+        leaf.common_name,
+        leaf.organization,
+        Duration::from_secs(LEAF_DAYS * DAY),
+        clock,
+    );
     params.subject_alt_names = CertificateParams::new(leaf.names.to_vec())
         .map_err(issue)?
         .subject_alt_names;
@@ -198,10 +208,10 @@ pub(super) fn load_or_issue(
     Ok(pair)
 }
 
-fn base_params(
+pub(super) fn base_params(
     common_name: &str,
     organization: Option<&str>,
-    days: u64,
+    lifetime: Duration,
     clock: &Clock,
 ) -> CertificateParams {
     let mut name = DistinguishedName::new();
@@ -218,7 +228,7 @@ fn base_params(
     let mut params = CertificateParams::default();
     params.distinguished_name = name;
     params.not_before = epoch + Duration::from_secs(now.saturating_sub(BACKDATE_SECONDS));
-    params.not_after = epoch + Duration::from_secs(now + days * DAY);
+    params.not_after = epoch + Duration::from_secs(now + lifetime.as_secs());
     params.serial_number = Some(SerialNumber::from_slice(&serial));
     params
 }

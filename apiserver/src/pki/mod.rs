@@ -13,6 +13,7 @@ mod files;
 mod issue;
 pub mod keys;
 mod kubeconfig;
+pub mod sign;
 #[cfg(test)]
 mod tests;
 
