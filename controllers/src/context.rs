@@ -84,6 +84,11 @@ impl Context {
         (self.clients.by_name)(name)
     }
 
+    /// The client that reads for all: for a controller whose informer is not the shared one.
+    pub fn reader(&self) -> Client {
+        self.clients.shared.clone()
+    }
+
     /// A recorder of `v1` Events that names `component` as their source and writes with `client`.
     pub fn recorder(&self, client: &Client, component: &str) -> Recorder {
         Recorder::new(

@@ -10,12 +10,22 @@
 use std::future::Future;
 use std::pin::Pin;
 
+pub mod common;
 pub mod config;
 pub mod context;
+pub mod deployment;
+mod discovery;
+pub mod endpoints;
+pub mod error;
+pub mod namespace;
 pub mod node_ipam;
+pub mod replicaset;
+pub mod root_ca;
+pub mod service_account;
 
 pub use config::{Config, ConfigError};
 pub use context::{Clients, Context};
+pub use error::Error;
 
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -36,21 +46,47 @@ pub struct Entry {
 }
 
 macro_rules! entry {
-    ($name:literal, $alias:literal, $module:ident) => {
-        entry!($name, $alias, $module, true)
+    ($name:literal, $alias:literal, $($module:ident)::+) => {
+        entry!($name, $alias, $($module)::+, true)
     };
-    ($name:literal, $alias:literal, $module:ident, $default:literal) => {
+    ($name:literal, $alias:literal, $($module:ident)::+, $default:literal) => {
         Entry {
             name: $name,
             alias: $alias,
             default: $default,
-            start: |context| Box::pin($module::run(context)),
+            start: |context| Box::pin($($module)::+::run(context)),
         }
     };
 }
 
 /// Every controller, one line each.
-pub const CONTROLLERS: &[Entry] = &[entry!("node-ipam-controller", "nodeipam", node_ipam)];
+pub const CONTROLLERS: &[Entry] = &[
+    entry!(
+        "serviceaccount-controller",
+        "serviceaccount",
+        service_account
+    ),
+    entry!(
+        "root-ca-certificate-publisher-controller",
+        "root-ca-cert-publisher",
+        root_ca
+    ),
+    entry!("namespace-controller", "namespace", namespace),
+    entry!("replicaset-controller", "replicaset", replicaset::sets),
+    entry!(
+        "replicationcontroller-controller",
+        "replicationcontroller",
+        replicaset::controllers
+    ),
+    entry!("deployment-controller", "deployment", deployment),
+    entry!(
+        "endpointslice-controller",
+        "endpointslice",
+        endpoints::slices
+    ),
+    entry!("endpoints-controller", "endpoint", endpoints::legacy),
+    entry!("node-ipam-controller", "nodeipam", node_ipam),
+];
 
 /// Runs the controllers that `config` selects, until `shutdown`. One that fails or panics is started again; the others
 /// go on.
