@@ -383,3 +383,64 @@ async fn writers_of_one_object_lose_nothing() {
     let answer = harness.send(None, read).await;
     assert_eq!(answer.json["data"].as_object().map(|d| d.len()), Some(32));
 }
+
+/// Clients made with Go speak protobuf for built-in kinds: bodies, answers, lists and watches.
+#[tokio::test(flavor = "multi_thread")]
+async fn protobuf_both_ways() {
+    use keelson_machinery::codec::protobuf;
+    use keelson_machinery::schema::Schema;
+    const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
+    let harness = Harness::start().await;
+    let type_of = |kind: &str| {
+        Schema::builtin()
+            .lookup_kind("", "v1", kind)
+            .expect("a type")
+    };
+    let path = "/api/v1/namespaces/default/configmaps";
+    let object = serde_json::json!({"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": "p"}, "data": {"k": "v"}});
+    let body = protobuf::encode_object(&object, type_of("ConfigMap")).expect("bytes");
+    let create = http::Request::post(path)
+        .header("content-type", PROTOBUF)
+        .header("accept", PROTOBUF)
+        .body(Full::from(body))
+        .expect("a request");
+    let answer = harness.send(None, create).await;
+    assert_eq!(answer.code, 201);
+    assert_eq!(answer.headers["content-type"], PROTOBUF);
+    let created = protobuf::decode_object(&answer.bytes, type_of("ConfigMap")).expect("an object");
+    assert_eq!(at(&created, "data.k"), Some(&"v".into()));
+    assert!(at(&created, "metadata.resourceVersion").is_some());
+
+    let list = http::Request::get(path)
+        .header("accept", PROTOBUF)
+        .body(Full::default())
+        .expect("a request");
+    let answer = harness.send(None, list).await;
+    let list = protobuf::decode_object(&answer.bytes, type_of("ConfigMapList")).expect("a list");
+    assert_eq!(at(&list, "items[0].metadata.name"), Some(&"p".into()));
+    assert_eq!(at(&list, "kind"), Some(&"ConfigMapList".into()));
+
+    let watch = http::Request::get(format!("{path}?watch=1&timeoutSeconds=1"))
+        .header("accept", format!("{PROTOBUF};stream=watch"))
+        .body(Full::default())
+        .expect("a request");
+    let answer = harness.send(None, watch).await;
+    assert_eq!(
+        answer.headers["content-type"],
+        "application/vnd.kubernetes.protobuf;stream=watch"
+    );
+    let object = protobuf::encode_object(&created, type_of("ConfigMap")).expect("bytes");
+    assert_eq!(answer.bytes, protobuf::encode_watch_frame("ADDED", &object));
+
+    let missing = http::Request::get(format!("{path}/none"))
+        .header("accept", PROTOBUF)
+        .body(Full::default())
+        .expect("a request");
+    let answer = harness.send(None, missing).await;
+    assert_eq!(answer.code, 404);
+    let status = Schema::builtin()
+        .lookup("io.k8s.apimachinery.pkg.apis.meta.v1.Status")
+        .expect("a type");
+    let status = protobuf::decode_object(&answer.bytes, status).expect("a Status");
+    assert_eq!(at(&status, "reason"), Some(&"NotFound".into()));
+}

@@ -22,6 +22,9 @@ use crate::server::Server;
 /// The largest request body that is read (upstream `MaxRequestBodyBytes`, etcd's request limit doubled).
 pub const MAX_BODY_BYTES: usize = 3 * 1024 * 1024;
 
+/// Up to this size a body that is too large is read to its end before it is refused.
+const DRAINED_BODY_BYTES: usize = 4 * MAX_BODY_BYTES;
+
 /// One request to a resource.
 pub struct Call {
     /// The server.
@@ -155,17 +158,26 @@ pub fn dedup_owner_references(object: &mut Value, after_admission: bool) -> Opti
 /// Reads a body up to the limit.
 pub async fn read_body(mut body: RequestBody) -> Result<Bytes, ApiError> {
     let mut all = BytesMut::new();
+    let mut size = 0;
     while let Some(frame) = body.frame().await {
         let frame = frame
             .map_err(|e| ApiError::bad_request(format!("error reading the request body: {e}")))?;
         if let Ok(data) = frame.into_data() {
-            if all.len() + data.len() > MAX_BODY_BYTES {
-                return Err(ApiError::request_entity_too_large(format!(
-                    "limit is {MAX_BODY_BYTES}"
-                )));
+            size += data.len();
+            // Some clients read no answer before they have sent everything: a body that is somewhat too large is
+            // read to its end, and thrown away.
+            if size > DRAINED_BODY_BYTES {
+                break;
             }
-            all.extend_from_slice(&data);
+            if size <= MAX_BODY_BYTES {
+                all.extend_from_slice(&data);
+            }
         }
+    }
+    if size > MAX_BODY_BYTES {
+        return Err(ApiError::request_entity_too_large(format!(
+            "limit is {MAX_BODY_BYTES}"
+        )));
     }
     Ok(all.freeze())
 }
