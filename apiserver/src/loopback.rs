@@ -32,7 +32,7 @@ impl Loopback {
         path: &str,
         body: Option<&Value>,
     ) -> Result<Value, ApiError> {
-        let bytes = body.map(|value| keelson_machinery::codec::json::encode(value));
+        let bytes = body.map(keelson_machinery::codec::json::encode);
         let request = http::Request::builder()
             .method(method)
             .uri(path)
