@@ -46,6 +46,16 @@ pub fn sandbox(
     cgroup_parent: String,
 ) -> Result<(cri::PodSandboxConfig, dns::Warnings), String> {
     let spec = podutil::spec(pod);
+    // What would change what a pod may do, and is not there, must not be passed over in silence.
+    if spec.host_users == Some(false) {
+        return Err(format!(
+            "pod {:?} wants a user namespace of its own, which this kubelet does not support",
+            podutil::describe(pod)
+        ));
+    }
+    if spec.resource_claims.as_ref().is_some_and(|c| !c.is_empty()) {
+        return Err("resource claims are not supported by this kubelet".to_owned());
+    }
     let dns = dns::settings(pod, &s.dns, &s.resolv_conf)?;
     let hostname = if podutil::is_host_network(pod) {
         String::new()
@@ -199,6 +209,9 @@ pub fn container(
     p: Parts,
 ) -> Result<cri::ContainerConfig, String> {
     security::verify_non_root(pod, c, &p.image_user)?;
+    if c.volume_devices.as_ref().is_some_and(|d| !d.is_empty()) {
+        return Err("block volumes are not supported by this kubelet".to_owned());
+    }
     let mut context = security::context(pod, c, &p.image_user, s.seccomp_default, &s.root_dir)?;
     if let (Some(target), Some(ns)) = (p.target, context.namespace_options.as_mut())
         && ns.pid == cri::NamespaceMode::Container as i32

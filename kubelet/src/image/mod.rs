@@ -261,7 +261,11 @@ impl Images {
         };
         match self.runtime.image_status(spec).await {
             Ok(Some(i)) => Ok(crate::container::security::ImageUser {
-                uid: i.uid.map(|u| u.value),
+                // An image that names nobody runs as root.
+                uid: i
+                    .uid
+                    .map(|u| u.value)
+                    .or_else(|| i.username.is_empty().then_some(0)),
                 name: i.username,
             }),
             Ok(None) => Err(format!("image {image:?} not found")),

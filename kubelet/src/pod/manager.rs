@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
-use super::worker::{self, Desired, Wakers};
+use super::worker::{self, Desired, Phase, Wakers};
 use super::{admission, observed, sync};
 use crate::container::kill;
 use crate::events::Severity;
@@ -115,7 +115,11 @@ impl Manager {
             });
             return;
         }
-        self.admit(&pod);
+        let phase = if self.admit(&pod) {
+            Phase::Syncing
+        } else {
+            Phase::Finished
+        };
         let (tx, rx) = watch::channel(Desired {
             pod: pod.clone(),
             removed: false,
@@ -126,7 +130,7 @@ impl Manager {
             .insert(uid.clone(), Worker { desired: tx });
         let (me, shared, shutdown) = (self.clone(), self.shared.clone(), self.shutdown.clone());
         self.tasks.spawn(async move {
-            worker::run(shared, rx, wake, shutdown.clone()).await;
+            worker::run(shared, rx, wake, phase, shutdown.clone()).await;
             if !shutdown.is_cancelled() {
                 me.workers.lock().remove(&uid);
                 me.wakers.remove(&uid);
@@ -145,20 +149,20 @@ impl Manager {
         }
     }
 
-    /// Refuses a new pod that the node cannot take: it fails at once.
-    fn admit(&self, pod: &Arc<Pod>) {
+    /// Whether the node can take a new pod; one that it cannot fails at once.
+    fn admit(&self, pod: &Arc<Pod>) -> bool {
         let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
         // What ran under the last kubelet goes on; what is at its end takes nothing.
         if phase == Some("Running")
             || podutil::is_terminal_phase(phase)
             || pod.metadata.deletion_timestamp.is_some()
         {
-            return;
+            return true;
         }
         let node = self.shared.node.read().clone();
         let Some(r) = admission::refuse(pod, &self.active(), &node, &self.shared.config.file)
         else {
-            return;
+            return true;
         };
         self.shared
             .recorder
@@ -174,6 +178,8 @@ impl Manager {
             ..PodStatus::default()
         };
         self.shared.status.set(pod, status);
+        self.shared.status.finish(pod);
+        false
     }
 
     fn update_qos(&self) {
@@ -236,7 +242,7 @@ impl Manager {
                     kill::all(&me.shared, None, &o, None)
                         .await
                         .map_err(|e| e.to_string())?;
-                    sync::remove(&me.shared, &uid, None).await
+                    sync::remove(&me.shared, &uid, me.logs_of(&uid)).await
                 };
                 let result = tokio::select! {
                     () = me.shutdown.cancelled() => Ok(()),
@@ -248,6 +254,18 @@ impl Manager {
                 me.orphans.lock().remove(&uid);
             });
         }
+    }
+
+    /// The log directory of a pod of which only the uid is known.
+    fn logs_of(&self, uid: &str) -> Option<std::path::PathBuf> {
+        let suffix = format!("_{uid}");
+        std::fs::read_dir(&self.shared.settings.pod_logs_dir)
+            .ok()?
+            .filter_map(|e| Some(e.ok()?.path()))
+            .find(|p| {
+                p.file_name()
+                    .is_some_and(|n| n.to_string_lossy().ends_with(&suffix))
+            })
     }
 
     /// Waits until all workers have stopped, after `shutdown`.

@@ -66,11 +66,16 @@ impl Desired {
     }
 }
 
+/// How far a pod has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
+pub enum Phase {
+    /// The pod shall run.
     Syncing,
+    /// Its containers are being ended.
     Terminating,
+    /// Nothing of it runs.
     Terminated,
+    /// Nothing of it is on the node but what its logs need.
     Finished,
 }
 
@@ -85,15 +90,15 @@ const SETTLE: [Duration; 4] = [
     Duration::from_millis(500),
 ];
 
-/// Works for one pod until it is gone without a trace, or until `shutdown`, which leaves its containers running.
+/// Works for one pod, beginning at `phase`, until it is gone without a trace, or until `shutdown`, which leaves its containers running.
 pub async fn run(
     shared: Arc<Shared>,
     mut desired: watch::Receiver<Desired>,
     wake: Arc<Notify>,
+    mut phase: Phase,
     shutdown: CancellationToken,
 ) {
     let mut memory = Memory::default();
-    let mut phase = Phase::Syncing;
     let mut settle = SETTLE.len();
     loop {
         let d = desired.borrow_and_update().clone();

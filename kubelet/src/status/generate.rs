@@ -101,6 +101,14 @@ pub fn generate(i: &Inputs<'_>) -> PodStatus {
         observed_generation: pod.metadata.generation,
         ..PodStatus::default()
     };
+    if podutil::is_terminal_phase(i.old.phase.as_deref())
+        && i.old.container_statuses.is_none()
+        && i.observed.containers.is_empty()
+    {
+        // The pod was refused: none of its containers is waiting for anything.
+        s.container_statuses = None;
+        s.init_container_statuses = None;
+    }
     let mut all = s.container_statuses.clone().unwrap_or_default();
     all.extend(s.init_container_statuses.clone().unwrap_or_default());
 
