@@ -9,6 +9,7 @@
 
 pub mod config;
 pub mod conntrack;
+pub mod flags;
 pub mod health;
 pub mod metrics;
 pub mod model;

@@ -82,6 +82,8 @@ pub struct Environment {
     pub service_cidrs: Vec<IpNet>,
     /// Whether all traffic to cluster addresses is masqueraded.
     pub masquerade_all: bool,
+    /// Pods' addresses: what they send to elsewhere gets the node's address. Upstream leaves that to the pod network.
+    pub masquerade_egress: Vec<IpNet>,
     /// The bit of the packet mark that stands for masquerading.
     pub masquerade_mark: u32,
 }
@@ -246,7 +248,7 @@ pub fn frame(environment: &Environment, family: Family) -> Frame {
     services.extend(by_node_port(SERVICE_NODE_PORTS));
 
     let all = u32::MAX.to_ne_bytes().to_vec();
-    let masquerading = vec![
+    let mut masquerading = vec![
         // The mark is taken off again, so that the packet is not masqueraded twice when it comes by once more.
         Rule::new([
             Expr::MetaGet(Meta::Mark, R0),
@@ -269,6 +271,16 @@ pub fn frame(environment: &Environment, family: Family) -> Frame {
         })
         .commented("an endpoint that reaches itself by its service"),
     ];
+    for range in environment
+        .masquerade_egress
+        .iter()
+        .filter(|r| Family::of(r.addr()) == family)
+    {
+        let mut exprs = source_within(*range, true);
+        exprs.extend(destination_within(*range, false));
+        exprs.push(Expr::Masquerade);
+        masquerading.push(Rule::new(exprs).commented("pods to outside the cluster"));
+    }
 
     let plain = |name, rules| FrameChain {
         name,

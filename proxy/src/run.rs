@@ -50,6 +50,8 @@ pub struct Config {
     pub node_name: String,
     /// The name of the tables. Clusters that share a kernel's network namespace need different ones.
     pub table: String,
+    /// Pods' addresses: what they send to elsewhere gets the node's address. Empty where the pod network sees to it.
+    pub masquerade_egress: Vec<IpNet>,
     /// Time and randomness.
     pub clock: Clock,
     /// Where metrics are kept.
@@ -63,6 +65,7 @@ impl Config {
             settings,
             node_name: node_name.to_owned(),
             table: "keelson-proxy".to_owned(),
+            masquerade_egress: Vec::new(),
             clock,
             metrics: Registered::new(),
         }
@@ -302,6 +305,7 @@ fn environment(config: &Config, node: Option<&Node>, service_cidrs: Vec<IpNet>) 
         local_detection,
         service_cidrs,
         masquerade_all: settings.masquerade_all,
+        masquerade_egress: config.masquerade_egress.clone(),
         masquerade_mark: settings.masquerade_mark,
     }
 }

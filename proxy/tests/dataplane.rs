@@ -221,6 +221,7 @@ fn environment() -> Environment {
         local_detection: LocalDetection::ClusterCidr(vec!["10.244.0.0/16".parse().unwrap()]),
         service_cidrs: vec!["10.96.0.0/16".parse().unwrap()],
         masquerade_all: false,
+        masquerade_egress: vec!["10.244.0.0/16".parse().unwrap()],
         masquerade_mark: 1 << 14,
     }
 }
@@ -298,6 +299,13 @@ fn traffic() {
         "one 10.244.1.1, two 10.244.1.2"
     );
     assert_eq!(network.ask("client", "[fd96::1]:80"), "one 2001:db8::2");
+    network.serve("client");
+    assert_eq!(
+        network.ask("one", "192.0.2.2:8080"),
+        "client 192.0.2.1",
+        "a pod to outside the cluster"
+    );
+    assert_eq!(network.ask("one", "10.244.2.2:8080"), "two 10.244.1.2");
     assert_eq!(
         network.ask("client", "10.96.0.1:81"),
         "refused",

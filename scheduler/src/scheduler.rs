@@ -17,6 +17,9 @@ use crate::nominator::Nominator;
 use crate::pod::{PendingPod, PodInfo, ScheduledCondition};
 use crate::queue::{Backoff, Counts, Queue, QueuedPod};
 
+/// Who places pods that name nobody (`v1.DefaultSchedulerName`).
+pub const DEFAULT_NAME: &str = "default-scheduler";
+
 /// What is to be done towards the API.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {
@@ -146,7 +149,11 @@ impl Scheduler {
             return self.placed_pod_applied(Arc::new(PodInfo::from_pod(pod)), now);
         }
         let scheduler_name = pod.spec.as_ref().and_then(|s| s.scheduler_name.as_deref());
-        if scheduler_name != Some(self.framework.scheduler_name.as_str()) {
+        // The API fills it in; what is read from elsewhere may lack it.
+        let scheduler_name = scheduler_name
+            .filter(|n| !n.is_empty())
+            .unwrap_or(DEFAULT_NAME);
+        if scheduler_name != self.framework.scheduler_name {
             return;
         }
         let pending = Arc::new(PendingPod::from_pod(pod));

@@ -1,52 +1,38 @@
-//! `keelson kube-proxy`: the dataplane alone, by upstream's flags.
-
-use std::path::PathBuf;
+//! `keelson kube-proxy`: the service proxy alone; it reads upstream's flags and configuration file itself.
 
 use anyhow::Context;
 use keelson_machinery::clock::Clock;
-use keelson_proxy::KubeProxyConfiguration;
+use keelson_proxy::flags::Command;
+use keelson_runtime::client;
 
-use super::{Logging, shutdown_signal};
+use super::{init_logging, shutdown_signal};
 
-/// Upstream's flags, as far as they are supported. All others are refused by name.
+/// Upstream's flags, passed through.
 #[derive(Clone, Debug, clap::Args)]
+#[command(disable_help_flag = true)]
 pub struct Flags {
-    /// KubeProxyConfiguration v1alpha1
-    #[arg(long)]
-    config: PathBuf,
-    /// Node name, over that of the file
-    #[arg(long)]
-    hostname_override: Option<String>,
-    /// How to reach the API server, over that of the file
-    #[arg(long)]
-    kubeconfig: Option<PathBuf>,
-    #[command(flatten)]
-    logging: Logging,
+    /// Flags of the proxy; an unknown one is refused by name
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    flags: Vec<String>,
 }
 
 /// Runs until a signal ends it; the rules stay.
 ///
 /// # Errors
-/// A file that cannot be used, by the field at fault.
+/// A flag, file or kubeconfig that cannot be used; a kernel without nf_tables.
 pub async fn run(flags: Flags) -> anyhow::Result<()> {
-    flags.logging.init();
-    let named = || format!("{}", flags.config.display());
-    let text = std::fs::read_to_string(&flags.config).with_context(named)?;
-    let file = KubeProxyConfiguration::parse(&text).with_context(named)?;
-    let settings = file.resolve().with_context(named)?;
-    let kubeconfig = flags
-        .kubeconfig
-        .unwrap_or_else(|| PathBuf::from(&file.client_connection.kubeconfig));
-    if kubeconfig.as_os_str().is_empty() {
-        anyhow::bail!(
-            "neither --kubeconfig nor clientConnection.kubeconfig says how to reach the API server"
-        );
+    let command = Command::parse(flags.flags, &super::host_name(), Clock::system())?;
+    init_logging(if command.verbosity >= 4 {
+        "debug"
+    } else {
+        "info"
+    });
+    if command.cleanup {
+        return keelson_proxy::cleanup(&command.config.table).context("removing the rules");
     }
-    let client = keelson_runtime::client::from_kubeconfig(&kubeconfig, "kube-proxy").await?;
-    let node = flags
-        .hostname_override
-        .or_else(|| settings.node_name.clone())
-        .unwrap_or_else(super::host_name);
-    let config = keelson_proxy::Config::new(settings, &node, Clock::system());
-    keelson_proxy::run(config, client, shutdown_signal()?).await
+    let kubeconfig = command
+        .kubeconfig
+        .context("--kubeconfig, or clientConnection.kubeconfig in the file, is needed")?;
+    let client = client::from_kubeconfig(&kubeconfig, "kube-proxy").await?;
+    keelson_proxy::run(command.config, client, shutdown_signal()?).await
 }

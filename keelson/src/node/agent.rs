@@ -122,6 +122,7 @@ fn proxy_config(
     (settings.healthz, settings.metrics) = (None, None);
     let mut config = keelson_proxy::Config::new(settings, &options.name, clock);
     config.table = network::table_name(layout);
+    config.masquerade_egress = vec![options.pod_cidr];
     Ok(config)
 }
 
