@@ -132,6 +132,24 @@ const RETURNS_DELETED: &[(&str, &str)] = &[
     ("storage.k8s.io", "volumeattributesclasses"),
 ];
 
+/// Group and resource of the kinds whose status updates cannot touch labels, annotations, finalizers and owners
+/// (upstream's callers of `metav1.ResetObjectMetaForStatus`). Empty resource: the whole group.
+const KEEPS_METADATA_ON_STATUS: &[(&str, &str)] = &[
+    (
+        "admissionregistration.k8s.io",
+        "validatingadmissionpolicies",
+    ),
+    ("apiregistration.k8s.io", "apiservices"),
+    ("certificates.k8s.io", "podcertificaterequests"),
+    ("flowcontrol.apiserver.k8s.io", ""),
+    ("internal.apiserver.k8s.io", ""),
+    ("networking.k8s.io", "servicecidrs"),
+    ("resource.k8s.io", ""),
+    ("scheduling.k8s.io", "podgroups"),
+    ("storage.k8s.io", "volumeattachments"),
+    ("storagemigration.k8s.io", ""),
+];
+
 /// Whether a DELETE answers with the object that was deleted.
 pub fn returns_deleted(row: &Resource) -> bool {
     listed(RETURNS_DELETED, row)
@@ -166,6 +184,9 @@ pub fn prepare_for_create(context: &Context<'_>, object: &mut Value) {
 pub fn prepare_for_update(context: &Context<'_>, object: &mut Value, old: &Value) {
     if context.subresource == "status" {
         keep_all_but_status(object, old);
+        if listed(KEEPS_METADATA_ON_STATUS, context.row()) {
+            reset_object_meta_for_status(object, old);
+        }
         return;
     }
     if has_status(context.row()) {
@@ -191,8 +212,7 @@ pub fn keep_member(object: &mut Value, old: &Value, name: &str) {
     }
 }
 
-/// Keeps everything of `old` but `status` and the metadata that a status update may carry
-/// (upstream `metav1.ResetObjectMetaForStatus`: labels, annotations, finalizers, owners and generation stay old).
+/// Keeps everything of `old` but `status` and the metadata, which upstream lets most status updates change.
 pub fn keep_all_but_status(object: &mut Value, old: &Value) {
     let (Some(new_members), Some(old_members)) = (object.as_object_mut(), old.as_object()) else {
         return;
@@ -204,7 +224,6 @@ pub fn keep_all_but_status(object: &mut Value, old: &Value) {
             new_members.insert(name.clone(), member.clone());
         }
     }
-    reset_object_meta_for_status(object, old);
 }
 
 /// Gives `object` the parts of the old metadata that a status update must not change

@@ -8,15 +8,13 @@ pub mod batch;
 pub mod certificates;
 pub mod conditions;
 pub mod conversion;
+pub mod core;
 pub mod defaults;
 pub mod delete;
 pub mod generic;
-pub mod small;
 pub mod store;
 pub mod strategies;
 pub mod strategy;
-
-pub mod core;
 
 use std::collections::HashMap;
 use std::sync::Arc;

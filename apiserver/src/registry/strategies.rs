@@ -2,12 +2,9 @@
 
 use std::sync::Arc;
 
-use keelson_machinery::value::Value;
-
 use super::core::allocator::Allocator;
-use super::defaults::Defaulted;
 use super::strategy::Strategy;
-use super::{apps, batch, certificates, core, small};
+use super::{apps, batch, certificates, core};
 
 /// What strategies share with the server.
 pub struct Settings {
@@ -28,58 +25,25 @@ pub fn lookup(group: &str, resource: &str, settings: &Settings) -> Arc<dyn Strat
         ("", "events") => Arc::new(core::event::Event {
             ttl_seconds: settings.event_ttl_seconds,
         }),
+        ("", "limitranges") => Arc::new(core::limit_range::LimitRange),
         ("", "namespaces") => Arc::new(core::namespace::Namespace),
+        ("", "nodes") => Arc::new(core::node::Node),
+        ("", "persistentvolumeclaims") => Arc::new(core::claim::PersistentVolumeClaim),
+        ("", "persistentvolumes") => Arc::new(core::volume::PersistentVolume),
         ("", "pods") => Arc::new(core::pod::Pod),
+        ("", "replicationcontrollers") => {
+            Arc::new(core::replication_controller::ReplicationController)
+        }
+        ("", "serviceaccounts") => Arc::new(core::service_account::ServiceAccount),
         ("", "services") => Arc::new(core::service::Service {
             allocator: settings.services.clone(),
         }),
-        ("", "nodes") => Arc::new(core::more::Node),
-        ("", "persistentvolumeclaims") => Arc::new(core::more::Claim),
-        ("", "persistentvolumes") => Arc::new(core::more::Volume),
-        ("", "secrets") => Arc::new(core::more::Secret),
-        ("batch", "jobs") => Arc::new(batch::Job),
+        ("apps", "daemonsets") => Arc::new(apps::daemon_set::DaemonSet),
+        ("apps", "deployments") => Arc::new(apps::deployment::Deployment),
+        ("batch", "jobs") => Arc::new(batch::job::Job),
         ("certificates.k8s.io", "certificatesigningrequests") => {
             Arc::new(certificates::SigningRequest)
         }
-        _ => match defaults(group, resource) {
-            Some(defaults) => Arc::new(Defaulted(defaults)),
-            None => Arc::new(Plain),
-        },
+        _ => Arc::new(Plain),
     }
-}
-
-/// The defaulting function of kinds that are plain but for it.
-fn defaults(group: &str, resource: &str) -> Option<fn(&mut Value)> {
-    Some(match (group, resource) {
-        ("", "endpoints") => core::more::endpoints,
-        ("", "limitranges") => core::more::limit_range,
-        ("", "podtemplates") => core::more::pod_template,
-        ("", "replicationcontrollers") => core::more::replication_controller,
-        (
-            "admissionregistration.k8s.io",
-            "validatingwebhookconfigurations" | "mutatingwebhookconfigurations",
-        ) => small::webhooks,
-        (
-            "admissionregistration.k8s.io",
-            "validatingadmissionpolicies" | "mutatingadmissionpolicies",
-        ) => small::admission_policy,
-        (
-            "admissionregistration.k8s.io",
-            "validatingadmissionpolicybindings" | "mutatingadmissionpolicybindings",
-        ) => small::admission_policy_binding,
-        ("apps", "daemonsets") => apps::daemon_set,
-        ("apps", "deployments") => apps::deployment,
-        ("apps", "replicasets") => apps::replica_set,
-        ("apps", "statefulsets") => apps::stateful_set,
-        ("autoscaling", "horizontalpodautoscalers") => small::autoscaler,
-        ("batch", "cronjobs") => batch::cron_job,
-        ("discovery.k8s.io", "endpointslices") => small::endpoint_slice,
-        ("networking.k8s.io", "ingressclasses") => small::ingress_class,
-        ("networking.k8s.io", "networkpolicies") => small::network_policy,
-        ("rbac.authorization.k8s.io", "clusterrolebindings" | "rolebindings") => small::binding,
-        ("scheduling.k8s.io", "priorityclasses") => small::priority_class,
-        ("storage.k8s.io", "csidrivers") => small::csi_driver,
-        ("storage.k8s.io", "storageclasses") => small::storage_class,
-        _ => return None,
-    })
 }

@@ -119,9 +119,10 @@ impl Call {
     }
 }
 
-/// Declared defaults of the type, then those of the strategy.
+/// Declared defaults of the type, those upstream sets by hand, then those of the strategy.
 pub fn set_defaults(served: &Served, object: &mut Value) {
     keelson_machinery::schema::apply_defaults(object, served.storage_type);
+    crate::registry::defaults::apply(object, served.storage_type);
     served.strategy.default(object);
     keelson_machinery::schema::normalize(object, served.storage_type);
 }

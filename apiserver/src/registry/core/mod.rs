@@ -1,9 +1,13 @@
 //! Strategies of the core group.
 
 pub mod allocator;
+pub mod claim;
 pub mod event;
-pub mod more;
+pub mod limit_range;
 pub mod namespace;
+pub mod node;
 pub mod pod;
-pub mod pod_defaults;
+pub mod replication_controller;
 pub mod service;
+pub mod service_account;
+pub mod volume;

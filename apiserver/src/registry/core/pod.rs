@@ -3,7 +3,6 @@
 use keelson_machinery::quantity::Quantity;
 use keelson_machinery::value::{self, Value};
 
-use super::pod_defaults;
 use crate::registry::generic;
 use crate::registry::strategy::{Context, DeleteOptions, Strategy};
 
@@ -11,10 +10,6 @@ use crate::registry::strategy::{Context, DeleteOptions, Strategy};
 pub struct Pod;
 
 impl Strategy for Pod {
-    fn default(&self, object: &mut Value) {
-        pod_defaults::pod(object);
-    }
-
     fn prepare_for_create(&self, _: &Context<'_>, object: &mut Value) {
         value::set(object, &["metadata", "generation"], 1);
         let mut status = serde_json::json!({"phase": "Pending", "qosClass": qos_class(object)});
