@@ -3,3 +3,4 @@
 
 pub mod client;
 pub mod e2e;
+pub mod testbed;

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::Path;
 
 use anyhow::{Context, bail};
 use futures::TryStreamExt;
@@ -169,9 +168,6 @@ async fn find_node_address(handle: &rtnetlink::Handle) -> anyhow::Result<Option<
 /// When the kernel refuses.
 pub async fn delete_bridge(layout: &Layout) -> anyhow::Result<()> {
     let name = bridge_name(layout);
-    if !Path::new("/sys/class/net").join(&name).exists() {
-        return Ok(());
-    }
     let (connection, handle, _) =
         rtnetlink::new_connection().context("opening a netlink socket")?;
     let driver = tokio::spawn(connection);
@@ -180,6 +176,7 @@ pub async fn delete_bridge(layout: &Layout) -> anyhow::Result<()> {
         let index = match links.try_next().await {
             Ok(Some(link)) => link.header.index,
             Ok(None) => return Ok(()),
+            Err(rtnetlink::Error::NetlinkError(message)) if message.raw_code() == -rustix::io::Errno::NODEV.raw_os_error() => return Ok(()),
             Err(error) => return Err(error).with_context(|| format!("looking for link {name}")),
         };
         handle
