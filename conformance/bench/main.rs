@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
+use futures::{StreamExt, TryStreamExt};
 use keelson_conformance::client::Client;
 use tokio::time::{Instant, sleep};
 
@@ -14,7 +15,7 @@ use tokio::time::{Instant, sleep};
 #[command(name = "keelson-bench")]
 struct Cli {
     /// The binary to measure
-    #[arg(long, env = "KEELSON_BIN")]
+    #[arg(long, env = "KEELSON_BIN", default_value = "keelson")]
     keelson: PathBuf,
     #[command(subcommand)]
     command: Bench,
@@ -30,6 +31,21 @@ enum Bench {
         /// Seconds to rest before memory is read
         #[arg(long, default_value_t = 20)]
         rest: u64,
+    },
+    /// Create ConfigMaps of 1 KB as fast as they are acknowledged, printing each acknowledged name
+    Creates {
+        /// The cluster
+        #[arg(long, env = "KUBECONFIG")]
+        kubeconfig: PathBuf,
+        /// How many
+        #[arg(long, default_value_t = 1000)]
+        count: usize,
+        /// How many at a time
+        #[arg(long, default_value_t = 32)]
+        at_once: usize,
+        /// Names begin with this
+        #[arg(long, default_value = "bench")]
+        prefix: String,
     },
     /// Seconds from `keelson up` to a first Pod of the user's own Running (root; makes and purges a cluster of its own)
     FirstPod {
@@ -47,6 +63,12 @@ async fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
     match cli.command {
         Bench::Start { runs, rest } => start(&cli.keelson, runs, Duration::from_secs(rest)).await,
+        Bench::Creates {
+            kubeconfig,
+            count,
+            at_once,
+            prefix,
+        } => creates(&kubeconfig, count, at_once, &prefix).await,
         Bench::FirstPod { data_dir, up } => first_pod(&cli.keelson, &data_dir, &up).await,
     }
 }
@@ -157,6 +179,39 @@ async fn time_to_ready(
     }
     let resident = resident_kib(child.0.id())?;
     Ok((seconds, resident))
+}
+
+async fn creates(
+    kubeconfig: &Path,
+    count: usize,
+    at_once: usize,
+    prefix: &str,
+) -> anyhow::Result<()> {
+    let client = Client::from_kubeconfig(kubeconfig)?;
+    let begin = Instant::now();
+    let requests = (0..count).map(|i| {
+        let (client, name) = (client.clone(), format!("{prefix}-{i}"));
+        async move {
+            let object = serde_json::json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"text": "x".repeat(1024)}});
+            let (status, body) = client.send(http::Method::POST, "/api/v1/namespaces/default/configmaps", "application/json", object.to_string()).await?;
+            if status != http::StatusCode::CREATED {
+                bail!("{name}: {status}: {}", String::from_utf8_lossy(&body));
+            }
+            // Whole lines at once: whoever reads them may be counting on each.
+            println!("{name}");
+            Ok(())
+        }
+    });
+    futures::stream::iter(requests)
+        .buffer_unordered(at_once.max(1))
+        .try_collect::<()>()
+        .await?;
+    let seconds = begin.elapsed().as_secs_f64();
+    eprintln!(
+        "{count} creates, {at_once} at a time: {seconds:.2} s, {:.0}/s",
+        count as f64 / seconds
+    );
+    Ok(())
 }
 
 fn free_port() -> anyhow::Result<u16> {

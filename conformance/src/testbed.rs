@@ -108,6 +108,39 @@ impl Cluster {
         Ok(())
     }
 
+    /// Kills control plane, node and containerd at once, as a crash of the machine's userland would; containers' shims stay.
+    ///
+    /// # Errors
+    /// When a pid file cannot be read.
+    pub fn kill_everything(&self) -> anyhow::Result<()> {
+        for file in ["keelson.pid", "containerd/containerd.pid"] {
+            let path = self.data_dir().join(file);
+            let text =
+                fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+            let pid: i32 = text
+                .split_whitespace()
+                .next()
+                .context("an empty pid file")?
+                .parse()?;
+            let pid = rustix::process::Pid::from_raw(pid).context("no pid")?;
+            rustix::process::kill_process(pid, rustix::process::Signal::KILL)
+                .with_context(|| format!("killing {file}"))?;
+        }
+        Ok(())
+    }
+
+    /// The benchmark program, inside the cluster's network namespace.
+    ///
+    /// # Errors
+    /// When `KEELSON_BENCH` does not say where it is.
+    pub fn bench(&self, args: &[&str]) -> anyhow::Result<Command> {
+        let program = std::env::var_os("KEELSON_BENCH")
+            .context("KEELSON_BENCH is not set (make test sets it)")?;
+        let mut command = self.inside(program);
+        command.args(args);
+        Ok(command)
+    }
+
     /// The cluster's folder.
     pub fn data_dir(&self) -> PathBuf {
         self.dir.join("d")

@@ -130,7 +130,8 @@ async fn session(mut socket: Socket, backend: &Backend, path_and_query: &str, st
     message.extend_from_slice(&status);
     let end = async {
         socket.send(Message::Binary(message.freeze())).await?;
-        socket.close(None).await
+        // Without a code the client takes the end for a failure.
+        socket.close(Some(websocket::normal_closure())).await
     };
     match timeout(FINAL_WRITE, end).await {
         Ok(Ok(())) => {}

@@ -83,7 +83,8 @@ async fn carry(socket: Socket, io: TokioIo<hyper::upgrade::Upgraded>) {
             buffer.reserve(32 * 1024);
         }
         // Nobody may be left to hear it.
-        let _ = to_client.close().await;
+        let closing = Message::Close(Some(websocket::normal_closure()));
+        let _ = to_client.send(closing).await;
     };
     tokio::select! {
         () = inward => {}
