@@ -233,6 +233,8 @@ fn server_config(options: &Options, pki: &Pki, clock: Clock) -> Config {
         ..AuthenticationConfig::default()
     };
     config.authorization = vec![AuthorizationMode::Node, AuthorizationMode::Rbac];
+    // The Node authorizer lets nodes write by name only; this plugin sees what they write.
+    config.enable_admission_plugins = vec!["NodeRestriction".to_owned()];
     config.service_account_signing_key = Some(pki.service_account_key_pem().to_owned());
     config.service_cidrs = vec![options.service_cidr];
     config.advertise_address = Some(options.advertise_address);

@@ -205,7 +205,7 @@ fn context<'a>(container: &'a Value, path: &[&str]) -> Option<&'a Value> {
     value::get(container, &[&["securityContext"], path].concat())
 }
 
-fn strings<'a>(list: Option<&'a Value>) -> impl Iterator<Item = &'a str> {
+fn strings(list: Option<&Value>) -> impl Iterator<Item = &str> {
     list.and_then(Value::as_array)
         .into_iter()
         .flatten()
