@@ -9,10 +9,12 @@ use futures::stream::BoxStream;
 pub mod client;
 pub mod enums;
 pub mod messages;
+pub mod node_messages;
 
 pub use client::CriClient;
 pub use enums::*;
 pub use messages::*;
+pub use node_messages::*;
 
 /// A failed call to the runtime: the gRPC status, reduced to what decisions are made on.
 #[derive(Debug, Clone, thiserror::Error)]

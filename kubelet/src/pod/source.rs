@@ -9,7 +9,7 @@ use futures::StreamExt;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Pod, Toleration};
 use keelson_machinery::clock::Clock;
-use kube::api::{Api, DeleteParams, PostParams};
+use kube::api::{Api, DeleteParams, PostParams, Preconditions};
 use kube::runtime::{WatchStreamExt, watcher};
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
@@ -91,8 +91,18 @@ fn apply(manager: &Arc<Manager>, mirrors: &Mirrors, mut pod: Pod) {
 /// The API objects that show static pods.
 pub struct Mirrors {
     shared: Arc<Shared>,
-    /// Static pod's name and namespace to the mirror's uid and the fingerprint that it shows.
-    seen: Mutex<HashMap<(String, String), (String, String)>>,
+    /// By namespace and name.
+    seen: Mutex<HashMap<(String, String), Mirror>>,
+}
+
+/// A mirror as the API has it.
+#[derive(Clone)]
+struct Mirror {
+    uid: String,
+    /// The fingerprint of the static pod that it shows.
+    hash: String,
+    /// Somebody deletes it; that does nothing to the static pod, which gets a new mirror.
+    deleting: bool,
 }
 
 impl Mirrors {
@@ -109,17 +119,20 @@ impl Mirrors {
             .unwrap_or_default()
             .to_owned();
         self.shared.status.set_mirror(&hash, podutil::uid(mirror));
-        self.seen.lock().insert(
-            (
-                podutil::namespace(mirror).to_owned(),
-                podutil::name(mirror).to_owned(),
-            ),
-            (podutil::uid(mirror).to_owned(), hash),
+        let seen = Mirror {
+            uid: podutil::uid(mirror).to_owned(),
+            hash,
+            deleting: mirror.metadata.deletion_timestamp.is_some(),
+        };
+        let key = (
+            podutil::namespace(mirror).to_owned(),
+            podutil::name(mirror).to_owned(),
         );
+        self.seen.lock().insert(key, seen);
     }
 
     fn removed(&self, uid: &str) {
-        self.seen.lock().retain(|_, (u, _)| u != uid);
+        self.seen.lock().retain(|_, m| m.uid != uid);
     }
 
     /// Brings the mirrors in line with the static pods `wanted`.
@@ -134,20 +147,27 @@ impl Mirrors {
             )
         };
         let seen = self.seen.lock().clone();
-        for ((namespace, name), (uid, hash)) in &seen {
-            let fits = wanted
-                .iter()
-                .any(|p| key(p) == (namespace.clone(), name.clone()) && podutil::uid(p) == hash);
+        for ((namespace, name), m) in &seen {
+            let fits = !m.deleting
+                && wanted.iter().any(|p| {
+                    key(p) == (namespace.clone(), name.clone()) && podutil::uid(p) == m.hash
+                });
             if fits {
                 continue;
             }
             let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
             let params = DeleteParams {
                 grace_period_seconds: Some(0),
+                preconditions: Some(Preconditions {
+                    uid: Some(m.uid.clone()),
+                    resource_version: None,
+                }),
                 ..DeleteParams::default()
             };
-            if let Err(error) = api.delete(name, &params).await {
-                warn!(%namespace, %name, %uid, %error, "could not delete a mirror pod");
+            match api.delete(name, &params).await {
+                Ok(_) => {}
+                Err(kube::Error::Api(e)) if e.code == 404 || e.code == 409 => {}
+                Err(error) => warn!(%namespace, %name, %error, "could not delete a mirror pod"),
             }
         }
         for p in wanted.iter().filter(|p| !seen.contains_key(&key(p))) {

@@ -92,14 +92,7 @@ fn trigger_probes(shared: &Shared, pod: &Pod, status: &PodStatus) {
                 .probes
                 .is_probed(podutil::uid(pod), &c.name, Kind::Readiness)
         {
-            let id = c
-                .container_id
-                .as_deref()
-                .and_then(|x| x.split("://").nth(1))
-                .unwrap_or_default();
-            if shared.probes.outcome(id, Kind::Readiness).is_none() {
-                shared.probes.trigger_readiness(podutil::uid(pod), &c.name);
-            }
+            shared.probes.trigger_readiness(podutil::uid(pod), &c.name);
         }
     }
 }
