@@ -288,3 +288,78 @@ pub fn method_not_allowed() -> ApiError {
     )
     .with_details(Default::default())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(path: &str) -> RequestInfo {
+        RequestInfo {
+            path: path.to_string(),
+            verb: "get".to_string(),
+            ..RequestInfo::default()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn requests_wait_their_turn_and_then_give_up() {
+        let limits = Arc::new(Limits::new(1, 1));
+        let jane = UserInfo::default();
+        let path = read("/api/v1/pods");
+        let first = limits.enter(&path, &jane).await.expect("a turn");
+        // Writes have a lane of their own; administrators and probes need no turn.
+        let mut write = path.clone();
+        write.verb = "create".to_string();
+        assert!(limits.enter(&write, &jane).await.expect("a turn").is_some());
+        let admin = UserInfo {
+            groups: vec![authz::MASTERS.to_string()],
+            ..UserInfo::default()
+        };
+        assert!(
+            limits
+                .enter(&path, &admin)
+                .await
+                .expect("no limit")
+                .is_none()
+        );
+        let probe = read("/readyz/ping");
+        assert!(
+            limits
+                .enter(&probe, &jane)
+                .await
+                .expect("no limit")
+                .is_none()
+        );
+
+        let error = limits
+            .enter(&path, &jane)
+            .await
+            .expect_err("no turn in time");
+        assert_eq!(
+            (error.code, error.message.as_str()),
+            (429, "Too many requests, please try again later.")
+        );
+        // No more may wait than the queue holds.
+        let waiting: Vec<_> = (0..QUEUE_FACTOR)
+            .map(|_| {
+                let (limits, path, jane) = (limits.clone(), path.clone(), jane.clone());
+                tokio::spawn(async move { limits.enter(&path, &jane).await })
+            })
+            .collect();
+        tokio::task::yield_now().await;
+        let before = tokio::time::Instant::now();
+        assert_eq!(
+            limits
+                .enter(&path, &jane)
+                .await
+                .expect_err("a full queue")
+                .code,
+            429
+        );
+        assert_eq!(before.elapsed(), Duration::ZERO);
+        drop(first);
+        for task in waiting {
+            assert!(task.await.expect("no panic").expect("a turn").is_some());
+        }
+    }
+}

@@ -73,6 +73,13 @@ async fn resource(request: Authorized) -> Result<Response, ApiError> {
     if named == (verb == "create") && matches!(verb.as_str(), "create" | "update" | "patch") {
         return Err(method_not_allowed());
     }
+    // Across all namespaces one can only read.
+    if call.served.row.namespaced
+        && call.info.namespace.is_empty()
+        && matches!(verb.as_str(), "create" | "deletecollection")
+    {
+        return Err(method_not_allowed());
+    }
     if !call.served.stored {
         return subresources::answered_only(call, request.body).await;
     }
@@ -81,9 +88,6 @@ async fn resource(request: Authorized) -> Result<Response, ApiError> {
         "list" => verbs::list::list(&mut call).await,
         "watch" => verbs::watch::watch(call).await,
         "create" => {
-            if call.served.row.namespaced && call.info.namespace.is_empty() {
-                return Err(method_not_allowed());
-            }
             let body = read_body(request.body).await?;
             verbs::create::create(&mut call, &body).await
         }
