@@ -17,6 +17,7 @@ pub mod deployment;
 mod discovery;
 pub mod endpoints;
 pub mod error;
+pub mod garbage_collector;
 pub mod namespace;
 pub mod node_ipam;
 pub mod replicaset;
@@ -86,6 +87,11 @@ pub const CONTROLLERS: &[Entry] = &[
     ),
     entry!("endpoints-controller", "endpoint", endpoints::legacy),
     entry!("node-ipam-controller", "nodeipam", node_ipam),
+    entry!(
+        "garbage-collector-controller",
+        "garbagecollector",
+        garbage_collector
+    ),
 ];
 
 /// Runs the controllers that `config` selects, until `shutdown`. One that fails or panics is started again; the others
