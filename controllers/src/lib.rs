@@ -20,9 +20,12 @@ pub mod error;
 pub mod garbage_collector;
 pub mod namespace;
 pub mod node_ipam;
+pub mod node_lifecycle;
+pub mod pod_gc;
 pub mod replicaset;
 pub mod root_ca;
 pub mod service_account;
+pub mod taint_eviction;
 
 pub use config::{Config, ConfigError};
 pub use context::{Clients, Context};
@@ -92,6 +95,9 @@ pub const CONTROLLERS: &[Entry] = &[
         "garbagecollector",
         garbage_collector
     ),
+    entry!("node-lifecycle-controller", "nodelifecycle", node_lifecycle),
+    entry!("taint-eviction-controller", "", taint_eviction),
+    entry!("pod-garbage-collector-controller", "podgc", pod_gc),
 ];
 
 /// Runs the controllers that `config` selects, until `shutdown`. One that fails or panics is started again; the others
