@@ -90,7 +90,7 @@ pub struct Environment {
 
 impl Environment {
     /// Goes on for packets that are (or are not) from pods of this node; `None` when that cannot be told.
-    fn from_local_pods(&self, family: Family, local: bool) -> Option<Vec<Expr>> {
+    fn local_pods(&self, family: Family, local: bool) -> Option<Vec<Expr>> {
         match &self.local_detection {
             LocalDetection::None => None,
             LocalDetection::ClusterCidr(ranges) => {
@@ -234,7 +234,7 @@ pub fn frame(environment: &Environment, family: Family) -> Frame {
     if environment.masquerade_all {
         let exprs = to_cluster_ip().into_iter().chain(set_mark(mark));
         services.push(Rule::new(exprs).commented("masquerade all ClusterIP traffic"));
-    } else if let Some(not_local) = environment.from_local_pods(family, false) {
+    } else if let Some(not_local) = environment.local_pods(family, false) {
         // Whoever routes the service range to a node makes it bounce between nodes: replies must come back here.
         let exprs = to_cluster_ip()
             .into_iter()
@@ -607,7 +607,7 @@ fn external_rules(
         rules.push(Rule::new(mark).commented("masquerade"));
     } else if let Some(cluster_chain) = cluster_chain {
         // Pods of this node reach it as if they went out to the load balancer and came back.
-        if let Some(local) = environment.from_local_pods(family, true) {
+        if let Some(local) = environment.local_pods(family, true) {
             let exprs = local.into_iter().chain([goto(cluster_chain)]);
             rules.push(Rule::new(exprs).commented("short-circuit pod traffic"));
         }

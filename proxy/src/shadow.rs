@@ -15,6 +15,8 @@ use crate::rules::{Frame, Wanted};
 pub type Owner = (String, String);
 
 type Element = (&'static str, Vec<u8>);
+/// Elements to add, by set.
+type Additions<'a> = BTreeMap<&'a str, Vec<(&'a [u8], Option<&'a Verdict>)>>;
 
 /// The shadow.
 #[derive(Debug)]
@@ -92,7 +94,7 @@ impl Shadow {
                 add_rules(&mut batch, chain, rules);
             }
         }
-        let mut by_set: BTreeMap<&str, Vec<(&[u8], Option<&Verdict>)>> = BTreeMap::new();
+        let mut by_set: Additions<'_> = BTreeMap::new();
         for ((set, key), verdict) in &frame.elements {
             by_set.entry(set).or_default().push((key, verdict.as_ref()));
         }
@@ -157,7 +159,7 @@ impl Shadow {
             }
         }
         let mut gone: BTreeMap<&str, Vec<&[u8]>> = BTreeMap::new();
-        let mut come: BTreeMap<&str, Vec<(&[u8], Option<&Verdict>)>> = BTreeMap::new();
+        let mut come: Additions<'_> = BTreeMap::new();
         for (element, held) in &touched {
             let wanted = self
                 .elements
