@@ -167,6 +167,7 @@ pub struct HealthChecks {
 }
 
 struct Server {
+    ips: Vec<IpAddr>,
     check: Arc<Mutex<HealthCheck>>,
     stop: CancellationToken,
 }
@@ -188,7 +189,7 @@ impl HealthChecks {
         self.servers.retain(|port, server| {
             let keep = wanted.get(port).is_some_and(|w| {
                 let held = server.check.lock();
-                (&held.namespace, &held.name) == (&w.namespace, &w.name)
+                (&held.namespace, &held.name) == (&w.namespace, &w.name) && server.ips == node_ips
             });
             if !keep {
                 server.stop.cancel();
@@ -251,7 +252,11 @@ impl HealthChecks {
             }));
             tokio::spawn(serve(listener, None, endpoints, stop.clone()));
         }
-        Ok(Server { check, stop })
+        Ok(Server {
+            ips: node_ips.to_vec(),
+            check,
+            stop,
+        })
     }
 }
 

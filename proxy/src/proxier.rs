@@ -6,10 +6,13 @@ use std::net::IpAddr;
 use crate::conntrack;
 use crate::model::{Endpoint, Protocol, ServiceModel, SliceModel, merge};
 use crate::nft::Family;
-use crate::nft::batch::Batch;
+use crate::nft::batch::{Batch, ask_for_chain};
 use crate::nft::socket::{Netfilter, NetlinkError};
 use crate::rules::{Environment, Wanted, frame, service_port};
 use crate::shadow::{Owner, Shadow};
+
+/// The chain that is asked for to see whether a table is still there.
+const PROBED_CHAIN: &str = "nat-prerouting";
 
 /// A service whose local endpoints are asked for by load balancers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,6 +34,8 @@ struct Table {
 /// The state.
 pub struct Proxier {
     socket: Netfilter,
+    /// The tables' name.
+    name: String,
     sequence: u32,
     environment: Environment,
     tables: Vec<Table>,
@@ -51,6 +56,7 @@ impl Proxier {
     ) -> Result<Self, NetlinkError> {
         Ok(Proxier {
             socket: Netfilter::open()?,
+            name: table.to_owned(),
             sequence: 1,
             environment,
             tables: families
@@ -244,6 +250,24 @@ impl Proxier {
         let (bytes, answered) = batch.finish();
         self.sequence = answered.wrapping_add(2);
         self.socket.commit(&bytes, first, answered)
+    }
+
+    /// Finds out whether someone deleted a table (`nft flush ruleset` does), and if so has it written anew at the next sync.
+    pub fn verify(&mut self) -> Result<(), NetlinkError> {
+        for table in self.tables.iter_mut().filter(|t| !t.rebuild) {
+            let sequence = self.sequence;
+            self.sequence = self.sequence.wrapping_add(1);
+            let request = ask_for_chain(table.family, &self.name, PROBED_CHAIN, sequence);
+            match self.socket.request(&request, sequence) {
+                Ok(()) => {}
+                Err(error) if error.is(rustix::io::Errno::NOENT) => {
+                    tracing::warn!(table = self.name, "the table is gone; writing it anew");
+                    table.rebuild = true;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     /// Deletes chains that are left over from earlier changes; returns whether some are still left.

@@ -368,9 +368,16 @@ impl Driver {
         synced.slices.wait_synced().await;
         synced.node.wait_synced().await;
         synced.service_cidrs.wait_synced().await;
+        let mut verify_at = Instant::now() + self.config.settings.sync_period;
         loop {
             let begun = Instant::now();
             self.take_in();
+            if verify_at <= begun {
+                verify_at = begun + self.config.settings.sync_period;
+                if let Err(error) = self.blocking(Proxier::verify).await? {
+                    tracing::warn!(%error, "cannot look whether the rules are there");
+                }
+            }
             let due = self.retry.is_none_or(|(at, _)| at <= begun);
             if due && self.proxier.as_ref().is_some_and(Proxier::is_dirty) {
                 self.write().await?;
@@ -381,18 +388,9 @@ impl Driver {
             if self.stale_at.is_some_and(|at| at <= Instant::now()) {
                 self.delete_stale().await?;
             }
-            let timer = self
-                .retry
-                .map(|(at, _)| at)
-                .into_iter()
-                .chain(self.stale_at)
-                .min();
-            let wake = async {
-                match timer {
-                    Some(at) => tokio::time::sleep_until(at).await,
-                    None => std::future::pending().await,
-                }
-            };
+            let retry_at = self.retry.map(|(at, _)| at);
+            let timer = retry_at.into_iter().chain(self.stale_at).min();
+            let timer = timer.map_or(verify_at, |at| at.min(verify_at));
             tokio::select! {
                 () = notify.notified() => {
                     let now = self.config.clock.now();
@@ -401,7 +399,7 @@ impl Driver {
                     let pause = self.config.settings.min_sync_period.unwrap_or(GATHER).max(GATHER);
                     tokio::time::sleep_until((begun + pause).max(Instant::now() + GATHER)).await;
                 }
-                () = wake => {}
+                () = tokio::time::sleep_until(timer) => {}
             }
         }
     }

@@ -25,6 +25,18 @@ const ACK: u16 = 4;
 const CREATE: u16 = 0x400;
 const APPEND: u16 = 0x800;
 
+/// A request that is acknowledged when the chain is there and refused when it, or its table, is not.
+pub fn ask_for_chain(family: Family, table: &str, chain: &str, sequence: u32) -> Vec<u8> {
+    const GET_CHAIN: u16 = 4;
+    let mut out = Buffer::default();
+    let kind = SUBSYSTEM << 8 | GET_CHAIN;
+    let open = out.begin_message(kind, REQUEST | ACK, sequence, family.number(), 0);
+    out.str_attr(1, table);
+    out.str_attr(3, chain);
+    out.end_message(open);
+    out.bytes().to_vec()
+}
+
 /// The most bytes of elements in one message: an attribute's length has 16 bits.
 const MAX_ELEMENTS: usize = 32 * 1024;
 
