@@ -13,11 +13,13 @@ use std::pin::Pin;
 pub mod common;
 pub mod config;
 pub mod context;
+pub mod daemonset;
 pub mod deployment;
 mod discovery;
 pub mod endpoints;
 pub mod error;
 pub mod garbage_collector;
+pub mod job;
 pub mod namespace;
 pub mod node_ipam;
 pub mod node_lifecycle;
@@ -89,6 +91,8 @@ pub const CONTROLLERS: &[Entry] = &[
         endpoints::slices
     ),
     entry!("endpoints-controller", "endpoint", endpoints::legacy),
+    entry!("job-controller", "job", job),
+    entry!("daemonset-controller", "daemonset", daemonset),
     entry!("node-ipam-controller", "nodeipam", node_ipam),
     entry!(
         "garbage-collector-controller",

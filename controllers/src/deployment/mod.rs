@@ -27,7 +27,7 @@ use crate::{Context, Error};
 
 mod plan;
 mod revisions;
-mod scale;
+pub mod scale;
 mod status;
 
 use plan::{Plan, Write};
