@@ -111,7 +111,9 @@ pub async fn run_with(
     );
     let manager = pod::manager::Manager::new(shared.clone(), wakers.clone(), shutdown.clone());
     let mirrors = pod::source::Mirrors::new(shared.clone());
-    let reporter = node::Reporter::new(shared.clone(), machine);
+    let reporter = node::Reporter::new(shared.clone(), machine, wakers.clone());
+    // Known before the first pod is looked at, so that none is held up for no reason.
+    reporter.check_runtime().await;
 
     let mut tasks = JoinSet::new();
     tasks.spawn(shared.status.clone().run(shutdown.clone()));

@@ -15,6 +15,7 @@ use tracing::{info, warn};
 
 use crate::cri;
 use crate::events::Severity;
+use crate::pod::worker::Wakers;
 use crate::shared::Shared;
 
 pub mod machine;
@@ -35,40 +36,52 @@ pub struct Reporter {
     machine: Machine,
     runtime: Mutex<Option<cri::StatusResponse>>,
     changed: Notify,
+    wakers: Arc<Wakers>,
 }
 
 impl Reporter {
-    /// A reporter for this machine.
-    pub fn new(shared: Arc<Shared>, machine: Machine) -> Arc<Self> {
+    /// A reporter for this machine; `wakers` are told when pods that waited for the network may go on.
+    pub fn new(shared: Arc<Shared>, machine: Machine, wakers: Arc<Wakers>) -> Arc<Self> {
         Arc::new(Reporter {
             shared,
             machine,
             runtime: Mutex::new(None),
             changed: Notify::new(),
+            wakers,
         })
     }
 
     /// Asks the runtime for its health until `shutdown`; a change is reported at once.
     pub async fn watch_runtime(self: Arc<Self>, shutdown: CancellationToken) {
         loop {
-            let (runtime, network) = self.ask_runtime().await;
-            let well = runtime.is_none() && network.is_none();
-            let changed = {
-                let mut h = self.shared.health.write();
-                let changed = h.runtime.is_some() != runtime.is_some()
-                    || h.network.is_some() != network.is_some();
-                h.runtime = runtime;
-                h.network = network;
-                changed
-            };
-            if changed {
-                self.changed.notify_one();
-            }
+            let well = self.check_runtime().await;
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 () = tokio::time::sleep(if well { HEALTH_PERIOD } else { HEALTH_PERIOD_BAD }) => {}
             }
         }
+    }
+
+    /// Asks the runtime for its health once; returns whether all is well.
+    pub async fn check_runtime(&self) -> bool {
+        let (runtime, network) = self.ask_runtime().await;
+        let well = runtime.is_none() && network.is_none();
+        let (changed, network_came) = {
+            let mut h = self.shared.health.write();
+            let network_came = h.network.is_some() && network.is_none();
+            let changed = h.runtime.is_some() != runtime.is_some()
+                || h.network.is_some() != network.is_some();
+            h.runtime = runtime;
+            h.network = network;
+            (changed, network_came)
+        };
+        if network_came {
+            self.wakers.wake_all();
+        }
+        if changed {
+            self.changed.notify_one();
+        }
+        well
     }
 
     async fn ask_runtime(&self) -> (Option<String>, Option<String>) {
@@ -131,7 +144,8 @@ impl Reporter {
                     }
                 }
             }
-            let period = if registered {
+            let ready = last.as_ref().is_some_and(|(s, _)| is_ready(s));
+            let period = if registered && ready {
                 self.shared
                     .config
                     .file
@@ -388,6 +402,13 @@ impl Reporter {
             .await
             .map(drop)
     }
+}
+
+fn is_ready(s: &NodeStatus) -> bool {
+    s.conditions
+        .iter()
+        .flatten()
+        .any(|c| c.type_ == "Ready" && c.status == "True")
 }
 
 /// Whether two statuses say the same, but for the times of conditions.
