@@ -3,6 +3,8 @@
 pub mod conditions;
 pub mod generate;
 pub mod manager;
+#[cfg(test)]
+mod tests;
 
 pub use generate::{Inputs, StartFailures, generate};
 pub use manager::StatusManager;
