@@ -28,6 +28,7 @@ pub mod replicaset;
 pub mod root_ca;
 pub mod service_account;
 pub mod taint_eviction;
+pub mod ttl_after_finished;
 
 pub use config::{Config, ConfigError};
 pub use context::{Clients, Context};
@@ -92,6 +93,11 @@ pub const CONTROLLERS: &[Entry] = &[
     ),
     entry!("endpoints-controller", "endpoint", endpoints::legacy),
     entry!("job-controller", "job", job),
+    entry!(
+        "ttl-after-finished-controller",
+        "ttl-after-finished",
+        ttl_after_finished
+    ),
     entry!("daemonset-controller", "daemonset", daemonset),
     entry!("node-ipam-controller", "nodeipam", node_ipam),
     entry!(

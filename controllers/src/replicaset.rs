@@ -31,8 +31,8 @@ use crate::common::pods::{
     ready_since,
 };
 use crate::common::{
-    Selector, claim, controller_key, controller_of, controller_reference, labels, name, namespace,
-    uid,
+    Selector, add_owner_index, candidates, claim, controller_key, controller_of,
+    controller_reference, labels, name, namespace, owned, uid,
 };
 use crate::error::{is_code, is_namespace_terminating, is_not_found};
 use crate::{Context, Error};
@@ -342,6 +342,8 @@ async fn run<R: Replicated>(ctx: Context) -> anyhow::Result<()> {
     let client = ctx.client(R::ACCOUNT);
     let sets = ctx.informers.informer::<R>();
     let pods = ctx.informers.informer::<Pod>();
+    add_owner_index(&sets);
+    add_owner_index(&pods);
     let queue = WorkQueue::new(R::QUEUE, &ctx.metrics);
     let expectations = Arc::new(Expectations::default());
     sets.on_event({
@@ -450,7 +452,7 @@ impl<R: Replicated> Worker<R> {
         };
         let may_manage = self.expectations.satisfied(key);
         let now = self.ctx.clock.now();
-        let here = self.pods.store().list_namespace(&key.namespace);
+        let here = candidates(&self.pods, set.meta());
         let terminating = here
             .iter()
             .filter(|p| {
@@ -506,19 +508,13 @@ impl<R: Replicated> Worker<R> {
         let mut crowd = HashMap::new();
         let related: Vec<String> = match controller_of(set.meta()) {
             None => vec![uid(set.meta()).to_owned()],
-            Some(owner) => self
-                .sets
-                .store()
-                .list_namespace(namespace(set.meta()))
+            Some(owner) => owned(&self.sets, &owner.uid)
                 .iter()
-                .filter(|s| controller_of(s.meta()).is_some_and(|o| o.uid == owner.uid))
                 .map(|s| uid(s.meta()).to_owned())
                 .collect(),
         };
-        for pod in self.pods.store().list_namespace(namespace(set.meta())) {
-            if is_active(&pod)
-                && controller_of(&pod.metadata).is_some_and(|o| related.contains(&o.uid))
-            {
+        for pod in related.iter().flat_map(|uid| owned(&self.pods, uid)) {
+            if is_active(&pod) {
                 *crowd.entry(node_name(&pod).to_owned()).or_default() += 1;
             }
         }

@@ -319,7 +319,13 @@ impl Writer {
             match api.create(&PostParams::default(), event).await {
                 Ok(stored) => return Some(stored),
                 Err(kube::Error::Api(status)) => {
-                    if status.code != 409 && status.code != 404 {
+                    // Events of a namespace on its way out are not missed by anybody.
+                    let leaving = status
+                        .details
+                        .iter()
+                        .flat_map(|d| &d.causes)
+                        .any(|c| c.reason == "NamespaceTerminating");
+                    if status.code != 409 && status.code != 404 && !leaving {
                         tracing::warn!(event = meta.name, %status, "the server refused an event");
                     }
                     return None;

@@ -99,6 +99,40 @@ pub fn enqueue_all<K: Resource + 'static>(
     informer.on_event(move |event| queue.add(ObjectKey::of(event.object().meta())));
 }
 
+/// The index that [`candidates`] needs: by the uid of the controller, or by namespace for objects that have none.
+pub fn add_owner_index<K: Resource + 'static>(informer: &keelson_runtime::informer::Informer<K>) {
+    informer.store().add_index("owner", |object: &K| {
+        let meta = object.meta();
+        vec![match controller_of(meta) {
+            Some(owner) => owner.uid.clone(),
+            None => format!("{}/", namespace(meta)),
+        }]
+    });
+}
+
+/// What an owner may claim: what it controls, and what nobody controls in its namespace. The cost does not grow with
+/// what belongs to others. Needs [`add_owner_index`].
+pub fn candidates<K: Resource + 'static>(
+    informer: &keelson_runtime::informer::Informer<K>,
+    owner: &ObjectMeta,
+) -> Vec<Arc<K>> {
+    let mut all = owned(informer, uid(owner));
+    all.extend(
+        informer
+            .store()
+            .by_index("owner", &format!("{}/", namespace(owner))),
+    );
+    all
+}
+
+/// What the owner of that uid controls. Needs [`add_owner_index`].
+pub fn owned<K: Resource + 'static>(
+    informer: &keelson_runtime::informer::Informer<K>,
+    owner: &str,
+) -> Vec<Arc<K>> {
+    informer.store().by_index("owner", owner)
+}
+
 /// A label selector that is known to be sound.
 #[derive(Clone, Debug, PartialEq, Default)]
 pub struct Selector {

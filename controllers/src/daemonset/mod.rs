@@ -24,8 +24,8 @@ use crate::common::expectations::Expectations;
 use crate::common::pod_control::PodControl;
 use crate::common::pods::{is_deleting, is_ready};
 use crate::common::{
-    Selector, claim, controller_key, controller_of, controller_reference, enqueue_all, fnv32a,
-    labels, name, namespace, safe_encode, uid,
+    Selector, add_owner_index, candidates, claim, controller_key, controller_of,
+    controller_reference, enqueue_all, fnv32a, labels, name, namespace, safe_encode, uid,
 };
 use crate::error::{
     ignore_not_found, is_already_exists, is_conflict, is_namespace_terminating, is_not_found,
@@ -74,6 +74,8 @@ pub async fn run(ctx: Context) -> anyhow::Result<()> {
     let pods = ctx.informers.informer::<Pod>();
     let nodes = ctx.informers.informer::<Node>();
     let revisions = ctx.informers.informer::<ControllerRevision>();
+    add_owner_index(&pods);
+    add_owner_index(&revisions);
     let queue = WorkQueue::new("daemonset", &ctx.metrics);
     let expectations = Arc::new(Expectations::default());
     enqueue_all(&sets, &queue);
@@ -210,7 +212,7 @@ impl Worker {
         let claimed = claim::claim(
             &*set,
             |l| selector.matches(l),
-            self.revisions.store().list_namespace(&key.namespace),
+            candidates(&self.revisions, &set.metadata),
         );
         let revisions = claim::settle(&self.client, &*set, claimed).await?;
         let Some(current) = self.current_revision(&set, &revisions).await? else {
@@ -219,7 +221,7 @@ impl Worker {
         let claimed = claim::claim(
             &*set,
             |l| selector.matches(l),
-            self.pods.store().list_namespace(&key.namespace),
+            candidates(&self.pods, &set.metadata),
         );
         let pods = claim::settle(&self.client, &*set, claimed).await?;
         let now = self.ctx.clock.now();

@@ -17,7 +17,8 @@ use kube::api::{DeleteParams, PostParams};
 use kube::{Api, Client};
 
 use crate::common::{
-    Selector, claim, controller_key, controller_of, enqueue_all, labels, name, namespace, uid,
+    Selector, add_owner_index, candidates, claim, controller_key, controller_of, enqueue_all,
+    labels, name, namespace, owned, uid,
 };
 use crate::error::{
     ignore_not_found, is_already_exists, is_code, is_conflict, is_namespace_terminating,
@@ -52,6 +53,8 @@ pub async fn run(ctx: Context) -> anyhow::Result<()> {
     let deployments = ctx.informers.informer::<Deployment>();
     let sets = ctx.informers.informer::<ReplicaSet>();
     let pods = ctx.informers.informer::<Pod>();
+    add_owner_index(&sets);
+    add_owner_index(&pods);
     let queue = WorkQueue::new("deployment", &ctx.metrics);
     enqueue_all(&deployments, &queue);
     sets.on_event({
@@ -142,18 +145,12 @@ impl Worker {
         let claim = claim::claim(
             &*deployment,
             |l| selector.matches(l),
-            self.sets.store().list_namespace(&key.namespace),
+            candidates(&self.sets, &deployment.metadata),
         );
         let sets = claim::settle(&self.client, &*deployment, claim).await?;
         let pods: Vec<_> = if plan::is_recreate(&deployment) {
-            self.pods
-                .store()
-                .list_namespace(&key.namespace)
-                .into_iter()
-                .filter(|pod| {
-                    controller_of(&pod.metadata)
-                        .is_some_and(|o| sets.iter().any(|s| uid(&s.metadata) == o.uid))
-                })
+            sets.iter()
+                .flat_map(|set| owned(&self.pods, uid(&set.metadata)))
                 .collect()
         } else {
             Vec::new()

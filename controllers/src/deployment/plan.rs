@@ -176,7 +176,7 @@ pub fn plan(
     let mut all = sets.to_vec();
     all.sort_by_key(|s| (created(&s.metadata), name(&s.metadata).to_owned()));
     let new = all.iter().find(|s| same_template(deployment, s)).cloned();
-    let mut old: Vec<_> = all
+    let old: Vec<_> = all
         .iter()
         .filter(|s| {
             new.as_ref()
@@ -221,7 +221,7 @@ pub fn plan(
         return planner.plan;
     }
     if is_recreate(deployment) {
-        planner.recreate(&all, new, &mut old, pods);
+        planner.recreate(&all, new, &old, pods);
     } else {
         planner.roll(&all, new, &old);
     }
@@ -544,7 +544,7 @@ impl Planner<'_> {
         &mut self,
         all: &[Arc<ReplicaSet>],
         new: Option<Arc<ReplicaSet>>,
-        old: &mut Vec<Arc<ReplicaSet>>,
+        old: &[Arc<ReplicaSet>],
         pods: &[Arc<Pod>],
     ) {
         let mut down = false;

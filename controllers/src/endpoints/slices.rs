@@ -16,6 +16,7 @@ use keelson_runtime::workqueue::{RateLimit, WorkQueue};
 use kube::api::{DeleteParams, PostParams};
 use kube::{Api, Client};
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use super::{
     Port, addresses, families, follow_pods, hostname, inherited_labels, is_endpoint, pod_reference,
@@ -234,7 +235,7 @@ fn plan_group(
     }
     let mut kept_placeholder = false;
     for draft in drafts {
-        if draft.endpoints.is_empty() && !(placeholder && !kept_placeholder) {
+        if draft.endpoints.is_empty() && (!placeholder || kept_placeholder) {
             plan.delete.push(name(&draft.old.metadata).to_owned());
             continue;
         }
@@ -253,8 +254,11 @@ fn plan_group(
     }
 }
 
-/// Slices written but not yet seen, per Service, by name with the revision to see.
-type Unseen = Mutex<HashMap<ObjectKey, HashMap<String, u64>>>;
+/// How long a slice that was written is waited for: it may have been deleted before it was ever seen.
+const UNSEEN_FOR: Duration = Duration::from_secs(5);
+
+/// Slices written but not yet seen, per Service, by name with the revision to see and since when.
+type Unseen = Mutex<HashMap<ObjectKey, HashMap<String, (u64, Instant)>>>;
 
 fn revision(meta: &ObjectMeta) -> u64 {
     meta.resource_version
@@ -306,7 +310,7 @@ pub async fn run(ctx: Context) -> anyhow::Result<()> {
                 if gone
                     || waiting
                         .get(own)
-                        .is_some_and(|v| revision(&slice.metadata) >= *v)
+                        .is_some_and(|(v, _)| revision(&slice.metadata) >= *v)
                 {
                     waiting.remove(own);
                 }
@@ -388,11 +392,9 @@ impl Worker {
         if selector(&service).is_none() || service.metadata.deletion_timestamp.is_some() {
             return Ok(Action::Done);
         }
-        if self.unseen.lock().contains_key(key) {
-            // What is not seen yet wakes this key when it is; the wait is for what never will be.
-            let action = Action::RequeueAfter(Duration::from_secs(1));
-            self.expire(key);
-            return Ok(action);
+        if self.waits(key) {
+            // What is not seen yet wakes this key when it is; the time is for what never will be.
+            return Ok(Action::RequeueAfter(UNSEEN_FOR));
         }
         let pods: Vec<_> = self
             .pods
@@ -429,36 +431,35 @@ impl Worker {
         }
     }
 
-    /// Drops what was waited for but is gone: a slice deleted before it was ever seen.
-    fn expire(&self, key: &ObjectKey) {
+    /// Whether slices of that Service are still to be seen; what was waited for in vain is forgotten.
+    fn waits(&self, key: &ObjectKey) -> bool {
         let mut all = self.unseen.lock();
-        if let Some(waiting) = all.get_mut(key) {
-            waiting.retain(|_, tries| {
-                // Revisions are far above this; a zeroed one was waited for once already.
-                let again = *tries != 0;
-                *tries = 0;
-                again
-            });
-            if waiting.is_empty() {
-                all.remove(key);
-            }
+        let Some(waiting) = all.get_mut(key) else {
+            return false;
+        };
+        waiting.retain(|_, (_, since)| since.elapsed() < UNSEEN_FOR);
+        if waiting.is_empty() {
+            all.remove(key);
+            return false;
         }
+        true
     }
 
     fn wrote(&self, key: &ObjectKey, slice: &EndpointSlice) {
         let own = name(&slice.metadata).to_owned();
         let version = revision(&slice.metadata);
+        // Under the lock that the event handler takes: the event cannot pass between the look and the note.
+        let mut unseen = self.unseen.lock();
         let seen = self
             .slices
             .store()
             .get(&ObjectKey::of(&slice.metadata))
             .is_some_and(|s| revision(&s.metadata) >= version);
         if !seen {
-            self.unseen
-                .lock()
+            unseen
                 .entry(key.clone())
                 .or_default()
-                .insert(own, version);
+                .insert(own, (version, Instant::now()));
         }
     }
 

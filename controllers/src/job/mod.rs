@@ -20,7 +20,8 @@ use crate::common::expectations::Expectations;
 use crate::common::pod_control::PodControl;
 use crate::common::pods::{is_deleting, is_terminal};
 use crate::common::{
-    Selector, claim, controller_key, controller_of, enqueue_all, labels, name, namespace, uid,
+    Selector, add_owner_index, candidates, claim, controller_key, controller_of, enqueue_all,
+    labels, name, namespace, uid,
 };
 use crate::error::{is_code, is_conflict, is_namespace_terminating, is_not_found};
 use crate::{Context, Error, synced};
@@ -59,6 +60,7 @@ pub async fn run(ctx: Context) -> anyhow::Result<()> {
         ..Default::default()
     };
     let queue = WorkQueue::with_limit("job", limit, &ctx.metrics);
+    add_owner_index(&pods);
     let expectations = Arc::new(Expectations::default());
     enqueue_all(&jobs, &queue);
     pods.on_event({
@@ -132,9 +134,9 @@ fn selector(job: &Job) -> Option<Selector> {
 
 impl Worker {
     async fn reconcile(&self, key: &ObjectKey) -> Result<Action, Error> {
-        let here = self.pods.store().list_namespace(&key.namespace);
         let Some(job) = self.jobs.store().get(key) else {
             self.expectations.forget(key);
+            let here = self.pods.store().list_namespace(&key.namespace);
             return self.let_go_of_orphans(key, here).await;
         };
         let elsewhere = job
@@ -147,7 +149,11 @@ impl Worker {
         };
         let may_manage = self.expectations.satisfied(key);
         let finished = plan::is_finished(&job);
-        let claim = claim::claim(&*job, |l| selector.matches(l), here);
+        let claim = claim::claim(
+            &*job,
+            |l| selector.matches(l),
+            candidates(&self.pods, &job.metadata),
+        );
         for pod in &claim.release {
             self.release(pod).await?;
         }
