@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Container, Pod, Secret};
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::config::{self, Parts};
@@ -35,6 +36,9 @@ pub struct Context<'a> {
     pub volumes: &'a Mounts,
     /// Its pull secrets.
     pub secrets: &'a [Arc<Secret>],
+    /// The pod is to end: slow work is given up. Calls that make something are never given up in the middle, since
+    /// a runtime may lose track of what it was making.
+    pub stop: &'a CancellationToken,
 }
 
 impl Context<'_> {
@@ -51,11 +55,12 @@ impl Context<'_> {
             );
             Failure::new(reason, message)
         };
-        let image_ref = match shared
-            .images
-            .ensure(pod, c, self.secrets, self.sandbox)
-            .await
-        {
+        let given_up = || Failure::new("ContainerCreating", "the pod is being ended");
+        let ensured = tokio::select! {
+            r = shared.images.ensure(pod, c, self.secrets, self.sandbox) => r,
+            () = self.stop.cancelled() => return Err(given_up()),
+        };
+        let image_ref = match ensured {
             Ok(r) => r,
             Err(f) => {
                 shared.recorder.container(
@@ -154,7 +159,11 @@ impl Context<'_> {
 
         if let Some(hook) = c.lifecycle.as_ref().and_then(|l| l.post_start.as_ref()) {
             let pod_ip = self.pod_ips.first().map(String::as_str).unwrap_or_default();
-            if let Err(message) = hooks::run(&*shared.runtime, pod, c, &id, pod_ip, hook).await {
+            let ran = tokio::select! {
+                r = hooks::run(&*shared.runtime, pod, c, &id, pod_ip, hook) => r,
+                () = self.stop.cancelled() => return Err(given_up()),
+            };
+            if let Err(message) = ran {
                 warn!(container = %c.name, %message, "a postStart hook failed");
                 shared.recorder.container(
                     pod,

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Pod, PodStatus, Secret};
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::observed::{self, Observed, RunState};
@@ -97,8 +98,13 @@ fn trigger_probes(shared: &Shared, pod: &Pod, status: &PodStatus) {
     }
 }
 
-/// Looks at a pod that shall run.
-pub async fn sync(shared: &Shared, pod: &Arc<Pod>, memory: &mut Memory) -> Outcome {
+/// Looks at a pod that shall run. `stop` says that it is to end: what is slow is given up then.
+pub async fn sync(
+    shared: &Shared,
+    pod: &Arc<Pod>,
+    memory: &mut Memory,
+    stop: &CancellationToken,
+) -> Outcome {
     let uid = podutil::uid(pod);
     let observed = match observed::observe(&*shared.runtime, uid).await {
         Ok(o) => o,
@@ -183,7 +189,7 @@ pub async fn sync(shared: &Shared, pod: &Arc<Pod>, memory: &mut Memory) -> Outco
         return Outcome::Done(left);
     }
     debug!(pod = %podutil::describe(pod), ?plan, "a pod's plan");
-    match execute(shared, pod, &observed, &plan, &volumes, memory).await {
+    match execute(shared, pod, &observed, &plan, &volumes, memory, stop).await {
         Outcome::Done(next) => Outcome::Done(next.into_iter().chain(left).min()),
         other => other,
     }
@@ -286,6 +292,7 @@ async fn execute(
     plan: &Plan,
     volumes: &crate::volume::Mounts,
     memory: &mut Memory,
+    stop: &CancellationToken,
 ) -> Outcome {
     let mut changed = false;
     if plan.create_sandbox && plan.sandbox_id.is_some() {
@@ -385,6 +392,7 @@ async fn execute(
         pod_ips: &ips,
         volumes,
         secrets: &secrets,
+        stop,
     };
     let mut next: Option<Duration> = None;
     let mut note = |memory: &mut Memory, name: &str, result: Result<(), Failure>| match result {
@@ -402,14 +410,14 @@ async fn execute(
             false
         }
     };
-    for i in &plan.ephemeral {
+    for i in plan.ephemeral.iter().take_while(|_| !stop.is_cancelled()) {
         let e = &podutil::ephemeral_containers(pod)[*i];
         let c = podutil::ephemeral_as_container(e);
         let r = ctx.start(&c, e.target_container_name.as_deref()).await;
         note(memory, &c.name, r);
     }
     let mut go_on = true;
-    for i in &plan.init {
+    for i in plan.init.iter().take_while(|_| !stop.is_cancelled()) {
         let c = &podutil::init_containers(pod)[*i];
         let r = match in_backoff(shared, pod, c, observed) {
             Some(f) => Err(f),
@@ -421,7 +429,7 @@ async fn execute(
         }
     }
     if go_on {
-        for i in &plan.start {
+        for i in plan.start.iter().take_while(|_| !stop.is_cancelled()) {
             let c = &podutil::containers(pod)[*i];
             let r = match in_backoff(shared, pod, c, observed) {
                 Some(f) => Err(f),

@@ -81,6 +81,9 @@ pub enum Phase {
 
 const LONG: Duration = Duration::from_secs(3600);
 
+/// At its own end the kubelet waits so long for what is being made.
+const STOP: Duration = Duration::from_secs(5);
+
 /// After a change the runtime is looked at a few times in quick succession: short-lived containers end, and pods
 /// become ready, sooner than the next listing.
 const SETTLE: [Duration; 4] = [
@@ -110,30 +113,45 @@ pub async fn run(
         let wait = match phase {
             Phase::Syncing => {
                 let mut ending = desired.clone();
-                tokio::select! {
-                    () = shutdown.cancelled() => return,
-                    // A pod that is to end does not wait for a slow pull.
-                    _ = ending.wait_for(Desired::must_end) => continue,
-                    outcome = sync::sync(&shared, &d.pod, &mut memory) => match outcome {
-                        Outcome::Changed => {
-                            settle = 0;
-                            Duration::ZERO
+                let stop = CancellationToken::new();
+                let outcome = {
+                    let work = sync::sync(&shared, &d.pod, &mut memory, &stop);
+                    tokio::pin!(work);
+                    tokio::select! {
+                        outcome = &mut work => Some(outcome),
+                        // A pod that is to end does not wait for a slow pull, but for what is being made.
+                        () = async { drop(ending.wait_for(Desired::must_end).await) } => {
+                            stop.cancel();
+                            work.await;
+                            None
                         }
-                        Outcome::Done(next) => {
-                            // What waits for a back-off gains nothing from being looked at.
-                            let calm = memory.failures.is_empty();
-                            let soon = SETTLE.get(settle).copied().filter(|_| calm).unwrap_or(LONG);
-                            settle = settle.saturating_add(1);
-                            next.unwrap_or(LONG).min(resync(&shared)).min(soon)
+                        () = shutdown.cancelled() => {
+                            stop.cancel();
+                            let _ = tokio::time::timeout(STOP, work).await;
+                            return;
                         }
-                        Outcome::Terminal => {
-                            phase = Phase::Terminating;
-                            Duration::ZERO
-                        }
-                        Outcome::Failed(error, wait) => {
-                            warn!(pod = %podutil::describe(&d.pod), %error, "could not bring a pod about");
-                            wait
-                        }
+                    }
+                };
+                match outcome {
+                    None => continue,
+                    Some(Outcome::Changed) => {
+                        settle = 0;
+                        Duration::ZERO
+                    }
+                    Some(Outcome::Done(next)) => {
+                        // What waits for a back-off gains nothing from being looked at.
+                        let calm = memory.failures.is_empty();
+                        let soon = SETTLE.get(settle).copied().filter(|_| calm).unwrap_or(LONG);
+                        settle = settle.saturating_add(1);
+                        next.unwrap_or(LONG).min(resync(&shared)).min(soon)
+                    }
+                    Some(Outcome::Terminal) => {
+                        phase = Phase::Terminating;
+                        Duration::ZERO
+                    }
+                    Some(Outcome::Failed(error, wait)) => {
+                        warn!(pod = %podutil::describe(&d.pod), %error, "could not bring a pod about");
+                        wait
                     }
                 }
             }
