@@ -12,9 +12,11 @@ pub mod core;
 pub mod defaults;
 pub mod delete;
 pub mod generic;
+pub mod plan;
 pub mod store;
 pub mod strategies;
 pub mod strategy;
+pub mod validation;
 
 use std::collections::HashMap;
 use std::sync::Arc;

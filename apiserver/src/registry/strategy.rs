@@ -94,9 +94,9 @@ pub trait Strategy: Send + Sync + 'static {
     }
 
     /// Validates a new object, all findings at once. Generic metadata validation is not this method's task.
+    /// The default is what [`super::validation`] knows of the type.
     fn validate(&self, context: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let _ = (context, object);
-        Vec::new()
+        super::validation::object(object, context.served.storage_type)
     }
 
     /// The rule for names (upstream's `ValidateNameFunc`). The default looks into a short list; what is not on it must
@@ -124,18 +124,25 @@ pub trait Strategy: Send + Sync + 'static {
     }
 
     /// Validates a change. `context.subresource` tells a status update apart. The default validates the new object
-    /// as if it were created, unless only the status is written.
+    /// as if it were created, and what changed, unless only the status is written.
     fn validate_update(
         &self,
         context: &Context<'_>,
         object: &Value,
         old: &Value,
     ) -> Vec<FieldError> {
-        let _ = old;
         if context.subresource == "status" {
             return Vec::new();
         }
-        self.validate(context, object)
+        let mut found = self.validate(context, object);
+        found.extend(super::validation::changes(
+            &context.row().storage.group,
+            &context.row().resource,
+            context.subresource,
+            object,
+            old,
+        ));
+        found
     }
 
     /// Warnings for the client about a valid change.

@@ -1,10 +1,12 @@
 //! Pods: graceful deletion, what each subresource may change (upstream `pkg/registry/core/pod`).
 
 use keelson_machinery::quantity::Quantity;
+use keelson_machinery::status::field::{FieldError, Path};
 use keelson_machinery::value::{self, Value};
 
 use crate::registry::generic;
 use crate::registry::strategy::{Context, DeleteOptions, Strategy};
+use crate::registry::validation;
 
 /// Strategy of pods.
 pub struct Pod;
@@ -22,6 +24,46 @@ impl Strategy for Pod {
             }]);
         }
         value::set(object, &["status"], status);
+    }
+
+    fn validate(&self, context: &Context<'_>, object: &Value) -> Vec<FieldError> {
+        let mut found = validation::object(object, context.served.storage_type);
+        let spec = Path::new("spec");
+        if !value::items(object, &["spec", "ephemeralContainers"]).is_empty() {
+            found.push(FieldError::forbidden(
+                &spec.child("ephemeralContainers"),
+                "cannot be set on create",
+            ));
+        }
+        if !value::str_or_empty(object, &["spec", "nodeName"]).is_empty()
+            && !value::items(object, &["spec", "schedulingGates"]).is_empty()
+        {
+            found.push(FieldError::forbidden(
+                &spec.child("nodeName"),
+                "cannot be set until all schedulingGates have been cleared",
+            ));
+        }
+        found
+    }
+
+    fn validate_update(
+        &self,
+        context: &Context<'_>,
+        object: &Value,
+        old: &Value,
+    ) -> Vec<FieldError> {
+        if context.subresource == "status" {
+            return Vec::new();
+        }
+        let mut found = validation::object(object, context.served.storage_type);
+        found.extend(validation::changes(
+            "",
+            "pods",
+            context.subresource,
+            object,
+            old,
+        ));
+        found
     }
 
     fn prepare_for_update(&self, context: &Context<'_>, object: &mut Value, old: &Value) {

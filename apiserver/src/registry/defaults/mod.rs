@@ -9,45 +9,25 @@ mod rows;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
-use std::sync::{Arc, OnceLock};
+use std::sync::LazyLock;
 
 use keelson_machinery::schema::{Cardinality, Field, Kind, Type};
 use keelson_machinery::value::{self, Object, Value};
-use parking_lot::RwLock;
+
+use super::plan::{Plan, Plans, short_name};
 
 /// Sets what is absent in an object of the type `of`. Idempotent.
 pub fn apply(object: &mut Value, of: &'static Type) {
-    plan(of).walk(0, object);
-}
-
-/// The plan of a root type; made at the first object of the type.
-fn plan(of: &'static Type) -> Arc<Plan> {
-    static PLANS: OnceLock<RwLock<HashMap<&'static str, Arc<Plan>>>> = OnceLock::new();
-    let plans = PLANS.get_or_init(RwLock::default);
-    if let Some(plan) = plans.read().get(of.name()) {
-        return plan.clone();
-    }
-    let plan = Arc::new(Plan::new(of));
-    plans.write().insert(of.name(), plan.clone());
-    plan
-}
-
-/// What to do below a root type.
-struct Plan {
-    /// The root is the first.
-    nodes: Vec<Node>,
+    static PLANS: LazyLock<Plans<Actions>> = LazyLock::new(|| Plans::new(Actions::of));
+    walk(&PLANS.of(of), 0, object);
 }
 
 /// What to do with a value of one type.
-#[derive(Default)]
-struct Node {
+struct Actions {
     rows: Vec<Resolved>,
     hooks: Vec<fn(&mut Value)>,
     /// Members that are lists of amounts.
     amounts: Vec<&'static str>,
-    /// Members below which something is to be done, with their nodes.
-    children: Vec<(&'static Field, usize)>,
 }
 
 /// One row of the table, resolved.
@@ -55,14 +35,6 @@ struct Resolved {
     path: Vec<&'static str>,
     pointer: bool,
     value: Value,
-}
-
-/// The name by which the tables call a type.
-fn short_name(of: &'static Type) -> &'static str {
-    let name = of.name();
-    name.strip_prefix("io.k8s.api.")
-        .or_else(|| name.strip_prefix("io.k8s."))
-        .unwrap_or(name)
 }
 
 fn is_resource_list(field: &Field) -> bool {
@@ -93,103 +65,51 @@ fn resolve(of: &'static Type, path: &'static str, default: &str) -> Option<Resol
     })
 }
 
-impl Plan {
-    fn new(root: &'static Type) -> Plan {
-        // All types below the root, each once; types may contain themselves.
-        let mut types = vec![root];
-        let mut index: HashMap<&'static str, usize> = HashMap::from([(root.name(), 0)]);
-        let mut below: Vec<Vec<(&'static Field, usize)>> = Vec::new();
-        let mut next = 0;
-        while let Some(of) = types.get(next).copied() {
-            next += 1;
-            let mut members = Vec::new();
-            for field in of.fields().iter().copied() {
-                if let Kind::Message(inner) = field.kind {
-                    let at = *index.entry(inner.name()).or_insert_with(|| {
-                        types.push(inner);
-                        types.len() - 1
-                    });
-                    members.push((field, at));
-                }
-            }
-            below.push(members);
-        }
-        let mut nodes: Vec<Node> = types.iter().map(|of| Node::own(of)).collect();
-        // What leads to a node with something to do has something to do.
-        let mut busy: Vec<bool> = nodes.iter().map(Node::acts).collect();
-        loop {
-            let mut grown = false;
-            for (at, members) in below.iter().enumerate() {
-                if !busy[at] && members.iter().any(|(_, inner)| busy[*inner]) {
-                    busy[at] = true;
-                    grown = true;
-                }
-            }
-            if !grown {
-                break;
-            }
-        }
-        for (node, members) in nodes.iter_mut().zip(below) {
-            node.children = members;
-            node.children.retain(|(_, inner)| busy[*inner]);
-        }
-        Plan { nodes }
+fn walk(plan: &Plan<Actions>, at: usize, value: &mut Value) {
+    let node = &plan.nodes[at];
+    if !value.is_object() {
+        return;
     }
-
-    fn walk(&self, at: usize, value: &mut Value) {
-        let node = &self.nodes[at];
-        if !value.is_object() {
-            return;
-        }
-        for row in &node.rows {
-            row.apply(value);
-        }
-        for hook in &node.hooks {
-            hook(value);
-        }
-        let Value::Object(members) = value else {
-            return;
-        };
-        for name in &node.amounts {
-            if let Some(amounts) = members.get_mut(*name) {
-                hooks::round_amounts(amounts);
-            }
-        }
-        for (field, inner) in &node.children {
-            self.walk_member(field, *inner, members);
-        }
+    if let Some(actions) = &node.actions {
+        actions.apply(value);
     }
-
-    fn walk_member(&self, field: &'static Field, inner: usize, members: &mut Object) {
-        match (field.cardinality, members.get_mut(field.json_name)) {
-            (Cardinality::Optional, None | Some(Value::Null)) => {
-                // A struct that is no pointer is always there, if empty.
-                if !field.pointer && !field.omit_zero {
-                    let mut made = Value::Object(Object::new());
-                    self.walk(inner, &mut made);
-                    if made.as_object().is_some_and(|made| !made.is_empty()) {
-                        members.insert(field.json_name.to_string(), made);
-                    }
-                }
-            }
-            (Cardinality::Optional, Some(member)) => self.walk(inner, member),
-            (Cardinality::Repeated, Some(Value::Array(items))) => {
-                items.iter_mut().for_each(|item| self.walk(inner, item));
-            }
-            (Cardinality::Map, Some(Value::Object(entries))) => {
-                entries
-                    .values_mut()
-                    .for_each(|entry| self.walk(inner, entry));
-            }
-            _ => {}
-        }
+    let Value::Object(members) = value else {
+        return;
+    };
+    for (field, inner) in &node.children {
+        walk_member(plan, field, *inner, members);
     }
 }
 
-impl Node {
-    fn own(of: &'static Type) -> Node {
+fn walk_member(plan: &Plan<Actions>, field: &'static Field, inner: usize, members: &mut Object) {
+    match (field.cardinality, members.get_mut(field.json_name)) {
+        (Cardinality::Optional, None | Some(Value::Null)) => {
+            // A struct that is no pointer is always there, if empty.
+            if !field.pointer && !field.omit_zero {
+                let mut made = Value::Object(Object::new());
+                walk(plan, inner, &mut made);
+                if made.as_object().is_some_and(|made| !made.is_empty()) {
+                    members.insert(field.json_name.to_string(), made);
+                }
+            }
+        }
+        (Cardinality::Optional, Some(member)) => walk(plan, inner, member),
+        (Cardinality::Repeated, Some(Value::Array(items))) => {
+            items.iter_mut().for_each(|item| walk(plan, inner, item));
+        }
+        (Cardinality::Map, Some(Value::Object(entries))) => {
+            entries
+                .values_mut()
+                .for_each(|entry| walk(plan, inner, entry));
+        }
+        _ => {}
+    }
+}
+
+impl Actions {
+    fn of(of: &'static Type) -> Option<Actions> {
         let name = short_name(of);
-        Node {
+        let actions = Actions {
             rows: rows::ROWS
                 .iter()
                 .filter(|row| row.0 == name)
@@ -206,7 +126,21 @@ impl Node {
                 .filter(|field| is_resource_list(field))
                 .map(|field| field.json_name)
                 .collect(),
-            children: Vec::new(),
+        };
+        actions.acts().then_some(actions)
+    }
+
+    fn apply(&self, value: &mut Value) {
+        for row in &self.rows {
+            row.apply(value);
+        }
+        for hook in &self.hooks {
+            hook(value);
+        }
+        for name in &self.amounts {
+            if let Some(amounts) = value.get_mut(*name) {
+                hooks::round_amounts(amounts);
+            }
         }
     }
 
