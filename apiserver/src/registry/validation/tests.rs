@@ -158,7 +158,7 @@ fn new_objects() {
         ),
         (
             "core.v1.Service",
-            json!({"spec": {"selector": {"a": "b"}}}),
+            json!({"spec": {"type": "ClusterIP", "sessionAffinity": "None", "selector": {"a": "b"}}}),
             &["spec.ports: Required value"],
         ),
         (
