@@ -98,8 +98,7 @@ pub fn name_rule(row: &Resource) -> NameRule {
         | ("apiregistration.k8s.io", "apiservices")
         | ("networking.k8s.io", "ipaddresses")
         | ("certificates.k8s.io", "clustertrustbundles") => names::path_segment,
-        ("", "namespaces") => names::name_is_dns_label,
-        ("", "services") => names::name_is_dns1035_label,
+        ("", "namespaces" | "services") | ("apps", "statefulsets") => names::name_is_dns_label,
         _ => names::name_is_dns_subdomain,
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::core::allocator::Allocator;
 use super::strategy::Strategy;
-use super::{apps, batch, certificates, core};
+use super::{apps, batch, certificates, core, discovery, resource};
 
 /// What strategies share with the server.
 pub struct Settings {
@@ -44,6 +44,9 @@ pub fn lookup(group: &str, resource: &str, settings: &Settings) -> Arc<dyn Strat
         ("certificates.k8s.io", "certificatesigningrequests") => {
             Arc::new(certificates::SigningRequest)
         }
+        ("discovery.k8s.io", "endpointslices") => Arc::new(discovery::EndpointSlice),
+        ("resource.k8s.io", "devicetaintrules") => Arc::new(resource::DeviceTaintRule),
+        ("resource.k8s.io", "resourceslices") => Arc::new(resource::ResourceSlice),
         _ => Arc::new(Plain),
     }
 }

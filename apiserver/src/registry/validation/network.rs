@@ -1,6 +1,7 @@
 //! Services, ingresses, network policies, endpoint slices (upstream `ValidateService`, `pkg/apis/networking/validation`).
 
 use std::collections::HashSet;
+use std::net::IpAddr;
 
 use keelson_machinery::meta::ip::{parse_ip_sloppy, valid_cidr_legacy, valid_ip, valid_ip_legacy};
 use keelson_machinery::meta::names;
@@ -72,11 +73,11 @@ pub fn service(spec: &Value, at: &At<'_>, found: &mut Found) {
     }
     for (index, address) in value::items(spec, &["externalIPs"]).iter().enumerate() {
         let path = at.child("externalIPs").index(index);
-        found.extend(valid_ip_legacy(
-            &path,
-            address.as_str().unwrap_or_default(),
-            &[],
-        ));
+        let address = address.as_str().unwrap_or_default();
+        match valid_ip_legacy(&path, address, &[]) {
+            Some(error) => found.push(error),
+            None => endpoint_address(address, &path, found),
+        }
     }
     let ranges = value::items(spec, &["loadBalancerSourceRanges"]);
     let path = at.child("LoadBalancerSourceRanges");
@@ -95,6 +96,17 @@ pub fn service(spec: &Value, at: &At<'_>, found: &mut Found) {
             &at.child("allocateLoadBalancerNodePorts"),
             "may only be used when `type` is 'LoadBalancer'",
         ));
+    }
+    if let Some(class) = value::get_str(spec, &["loadBalancerClass"]) {
+        let path = at.child("loadBalancerClass");
+        if kind == "LoadBalancer" {
+            refuse(found, &path, class, names::qualified_name(class));
+        } else {
+            found.push(FieldError::forbidden(
+                &path,
+                "may only be used when `type` is 'LoadBalancer'",
+            ));
+        }
     }
     let external = text(spec, "externalTrafficPolicy");
     if !external.is_empty() && !["Cluster", "Local"].contains(&external) {
@@ -151,6 +163,62 @@ fn service_ports(ports: &[Value], kind: &str, list: &Path, found: &mut Found) {
         if !numbers.insert((protocol, number)) {
             let shown = serde_json::json!({"port": number, "protocol": protocol});
             found.push(FieldError::duplicate(&path, shown));
+        }
+    }
+}
+
+/// `ValidateEndpointIP`: endpoints are not on the node itself, nor on its link.
+fn endpoint_address(address: &str, path: &Path, found: &mut Found) {
+    let Some(ip) = parse_ip_sloppy(address) else {
+        return;
+    };
+    let (link, multicast) = match ip {
+        IpAddr::V4(ip) => (ip.is_link_local(), ip.octets()[..3] == [224, 0, 0]),
+        IpAddr::V6(ip) => (
+            ip.is_unicast_link_local(),
+            ip.segments()[0] & 0xff0f == 0xff02,
+        ),
+    };
+    let words = if ip.is_unspecified() {
+        format!("may not be unspecified ({address})")
+    } else if ip.is_loopback() {
+        "may not be in the loopback range (127.0.0.0/8, ::1/128)".to_string()
+    } else if link {
+        "may not be in the link-local range (169.254.0.0/16, fe80::/10)".to_string()
+    } else if multicast {
+        "may not be in the link-local multicast range (224.0.0.0/24, ff02::/10)".to_string()
+    } else {
+        return;
+    };
+    found.push(FieldError::invalid(path, address, words));
+}
+
+/// `validateEndpointSubsets`.
+pub fn endpoint_subset(subset: &Value, at: &At<'_>, found: &mut Found) {
+    let lists = ["addresses", "notReadyAddresses"];
+    if lists
+        .iter()
+        .all(|list| value::items(subset, &[list]).is_empty())
+    {
+        found.push(FieldError::required(
+            &at.path(),
+            "must specify `addresses` or `notReadyAddresses`",
+        ));
+    }
+    for list in lists {
+        for (index, address) in value::items(subset, &[list]).iter().enumerate() {
+            let path = at.child(list).index(index).child("ip");
+            endpoint_address(text(address, "ip"), &path, found);
+        }
+    }
+    let ports = value::items(subset, &["ports"]);
+    for (index, port) in ports.iter().enumerate() {
+        let path = at.child("ports").index(index).child("name");
+        let name = text(port, "name");
+        if !name.is_empty() {
+            refuse(found, &path, name, names::dns1123_label(name));
+        } else if ports.len() > 1 {
+            found.push(FieldError::required(&path, ""));
         }
     }
 }
@@ -297,7 +365,7 @@ pub fn ingress_backend(backend: &Value, at: &At<'_>, found: &mut Found) {
             found,
             &at.child("service.name"),
             name,
-            names::dns1035_label(name),
+            names::dns1123_label(name),
         );
     }
     let name = value::str_or_empty(service, &["port", "name"]);
@@ -455,6 +523,7 @@ pub fn endpoint_slice(slice: &Value, at: &At<'_>, found: &mut Found) {
                 found.push(error);
                 continue;
             }
+            endpoint_address(address, &path, found);
             let six = address.contains(':');
             if six != (kind == "IPv6") && matches!(kind, "IPv4" | "IPv6") {
                 found.push(FieldError::invalid(

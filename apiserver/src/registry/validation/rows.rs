@@ -413,6 +413,7 @@ pub const ROWS: &[(&str, &str, Rule)] = &[
     ("core.v1.ServicePort", "port", Range(1, 65535)),
     ("core.v1.ServicePort", "protocol", OneOf(PROTOCOLS)),
     ("core.v1.ServicePort", "targetPort", PortOrName),
+    ("core.v1.EndpointAddress", "ip", Required),
     ("core.v1.EndpointAddress", "ip", AddressIfSet),
     ("core.v1.EndpointPort", "port", Range(1, 65535)),
     ("core.v1.EndpointPort", "protocol", OneOf(PROTOCOLS)),
@@ -529,7 +530,7 @@ pub const ROWS: &[(&str, &str, Rule)] = &[
     (
         "certificates.v1.CertificateSigningRequestSpec",
         "usages",
-        RequiredFor("usages must be provided"),
+        Required,
     ),
     (
         "certificates.v1.CertificateSigningRequestSpec",
@@ -653,6 +654,8 @@ pub const CHECKS: &[(&str, Check)] = &[
         workloads::disruption_budget,
     ),
     ("core.v1.ServiceSpec", network::service),
+    ("core.v1.EndpointSubset", network::endpoint_subset),
+    ("batch.v1.CronJob", workloads::cron_job_name),
     ("networking.v1.IngressSpec", network::ingress),
     ("networking.v1.IngressRule", network::ingress_rule),
     ("networking.v1.HTTPIngressPath", network::ingress_path),

@@ -162,6 +162,13 @@ fn new_objects() {
             &["spec.ports: Required value"],
         ),
         (
+            "core.v1.Endpoints",
+            json!({"subsets": [{"addresses": [{"ip": "127.0.0.1"}], "ports": [{"port": 80}]}]}),
+            &[
+                "subsets[0].addresses[0].ip: Invalid value: \"127.0.0.1\": may not be in the loopback range (127.0.0.0/8, ::1/128)",
+            ],
+        ),
+        (
             "policy.v1.PodDisruptionBudget",
             json!({"spec": {"minAvailable": "150%", "selector": selector}}),
             &["spec.minAvailable: Invalid value: \"150%\": must not be greater than 100%"],
@@ -214,6 +221,13 @@ fn changed_objects() {
             json!({"spec": {"accessModes": ["ReadWriteOnce"]}}),
             json!({"spec": {"accessModes": ["ReadWriteOnce"], "volumeName": "v"}}),
             None,
+        ),
+        (
+            "",
+            "services",
+            json!({"spec": {"type": "ClusterIP", "clusterIPs": ["10.0.0.1"]}}),
+            json!({"spec": {"type": "ClusterIP", "clusterIPs": ["10.0.0.2"]}}),
+            Some("spec.clusterIPs[0]: Invalid value: [\"10.0.0.2\"]: may not change once set"),
         ),
         (
             "apps",

@@ -108,6 +108,7 @@ pub fn changes(
         ("", "pods") => pod_update::changes(subresource, object, old, &mut found),
         ("", "configmaps" | "secrets") => data(object, old, &mut found),
         ("", "nodes") => node(object, old, &mut found),
+        ("", "services") => service(object, old, &mut found),
         ("", "persistentvolumeclaims") => claim(object, old, &mut found),
         ("", "persistentvolumes") => volume(object, old, &mut found),
         ("apps", "statefulsets") => stateful_set(object, old, &mut found),
@@ -156,6 +157,53 @@ fn node(object: &Value, old: &Value, found: &mut Found) {
         found.push(FieldError::forbidden(
             &path_of("spec.providerID"),
             "node updates may not change providerID except from \"\" to valid",
+        ));
+    }
+}
+
+/// `validateUpgradeDowngradeClusterIPs`, `validateLoadBalancerClassField`.
+fn service(object: &Value, old: &Value, found: &mut Found) {
+    const FIXED: &str = "may not change once set";
+    let kind = |service| value::str_or_empty(service, &["spec", "type"]);
+    let balanced = |service| kind(service) == "LoadBalancer";
+    if balanced(object) && balanced(old) && !same(object, old, "spec.loadBalancerClass") {
+        found.push(FieldError::invalid(
+            &path_of("spec.loadBalancerClass"),
+            at(object, "spec.loadBalancerClass").clone(),
+            FIXED,
+        ));
+    }
+    if kind(object) == "ExternalName" || kind(old) == "ExternalName" {
+        return;
+    }
+    let (new, before) = (
+        value::items(object, &["spec", "clusterIPs"]),
+        value::items(old, &["spec", "clusterIPs"]),
+    );
+    let path = path_of("spec.clusterIPs");
+    if new.is_empty() && !before.is_empty() {
+        found.push(FieldError::invalid(
+            &path.index(0),
+            Value::from(new),
+            "primary clusterIP can not be unset",
+        ));
+    }
+    for (index, (new_ip, old_ip)) in new.iter().zip(before).enumerate() {
+        // Of lists of different length only the first address is compared.
+        if new_ip != old_ip && (index == 0 || new.len() == before.len()) {
+            found.push(FieldError::invalid(
+                &path.index(index),
+                Value::from(new),
+                FIXED,
+            ));
+        }
+    }
+    let single = value::get_str(object, &["spec", "ipFamilyPolicy"]) == Some("SingleStack");
+    if new.len() == 1 && before.len() > 1 && !single {
+        found.push(FieldError::invalid(
+            &path_of("spec.ipFamilyPolicy"),
+            at(object, "spec.ipFamilyPolicy").clone(),
+            "must be set to 'SingleStack' when releasing the secondary clusterIP",
         ));
     }
 }

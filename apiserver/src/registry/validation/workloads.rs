@@ -458,6 +458,19 @@ pub fn job_spec(spec: &Value, at: &At<'_>, found: &mut Found) {
     }
 }
 
+/// Cron jobs append eleven characters to their names for those of their jobs.
+pub fn cron_job_name(job: &Value, at: &At<'_>, found: &mut Found) {
+    const MAX_NAME: usize = 63 - 11;
+    let name = meta::name(job);
+    if name.len() > MAX_NAME {
+        found.push(FieldError::invalid(
+            &at.child("metadata.name"),
+            name,
+            format!("must be no more than {MAX_NAME} characters"),
+        ));
+    }
+}
+
 /// `validateCronJobSpec`.
 pub fn cron_job(spec: &Value, at: &At<'_>, found: &mut Found) {
     let schedule = text(spec, "schedule");
