@@ -83,16 +83,15 @@ fn walk(plan: &Plan<Actions>, at: usize, value: &mut Value) {
 
 fn walk_member(plan: &Plan<Actions>, field: &'static Field, inner: usize, members: &mut Object) {
     match (field.cardinality, members.get_mut(field.json_name)) {
-        (Cardinality::Optional, None | Some(Value::Null)) => {
-            // A struct that is no pointer is always there, if empty.
-            if !field.pointer && !field.omit_zero {
-                let mut made = Value::Object(Object::new());
-                walk(plan, inner, &mut made);
-                if made.as_object().is_some_and(|made| !made.is_empty()) {
-                    members.insert(field.json_name.to_string(), made);
-                }
+        // A struct that is no pointer is always there, if empty.
+        (Cardinality::Optional, None | Some(Value::Null)) if !field.pointer && !field.omit_zero => {
+            let mut made = Value::Object(Object::new());
+            walk(plan, inner, &mut made);
+            if made.as_object().is_some_and(|made| !made.is_empty()) {
+                members.insert(field.json_name.to_string(), made);
             }
         }
+        (Cardinality::Optional, None | Some(Value::Null)) => {}
         (Cardinality::Optional, Some(member)) => walk(plan, inner, member),
         (Cardinality::Repeated, Some(Value::Array(items))) => {
             items.iter_mut().for_each(|item| walk(plan, inner, item));

@@ -92,11 +92,11 @@ pub fn secret(secret: &Value, at: &At<'_>, found: &mut Found) {
                 found,
             );
         }
-        "kubernetes.io/basic-auth" => {
-            if content("username").is_none() && content("password").is_none() {
-                need("username");
-                need("password");
-            }
+        "kubernetes.io/basic-auth"
+            if content("username").is_none() && content("password").is_none() =>
+        {
+            need("username");
+            need("password");
         }
         "kubernetes.io/ssh-auth" => need("ssh-privatekey"),
         "kubernetes.io/tls" => {

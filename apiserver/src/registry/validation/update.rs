@@ -113,14 +113,14 @@ pub fn changes(
         ("", "persistentvolumes") => volume(object, old, &mut found),
         ("apps", "statefulsets") => stateful_set(object, old, &mut found),
         ("batch", "jobs") => job(object, old, &mut found),
-        ("rbac.authorization.k8s.io", "rolebindings" | "clusterrolebindings") => {
-            if !same(object, old, "roleRef") {
-                found.push(FieldError::invalid(
-                    &Path::new("roleRef"),
-                    at(object, "roleRef").clone(),
-                    "cannot change roleRef",
-                ));
-            }
+        ("rbac.authorization.k8s.io", "rolebindings" | "clusterrolebindings")
+            if !same(object, old, "roleRef") =>
+        {
+            found.push(FieldError::invalid(
+                &Path::new("roleRef"),
+                at(object, "roleRef").clone(),
+                "cannot change roleRef",
+            ));
         }
         _ => {}
     }
@@ -377,10 +377,8 @@ fn job(object: &Value, old: &Value, found: &mut Found) {
             }
         }
         copy_resources(template, &mut allowed);
-        for object in [&mut allowed] {
-            if value::get_object(object, &["spec", "affinity"]).is_some_and(Object::is_empty) {
-                value::remove(object, &["spec", "affinity"]);
-            }
+        if value::get_object(&allowed, &["spec", "affinity"]).is_some_and(Object::is_empty) {
+            value::remove(&mut allowed, &["spec", "affinity"]);
         }
     }
     found.extend(immutable(&path_of("spec.template"), template, &allowed));
