@@ -13,9 +13,11 @@ use std::pin::Pin;
 pub mod common;
 pub mod config;
 pub mod context;
+pub mod cronjob;
 pub mod daemonset;
 pub mod deployment;
 mod discovery;
+pub mod disruption;
 pub mod endpoints;
 pub mod error;
 pub mod garbage_collector;
@@ -27,6 +29,7 @@ pub mod pod_gc;
 pub mod replicaset;
 pub mod root_ca;
 pub mod service_account;
+pub mod statefulset;
 pub mod taint_eviction;
 pub mod ttl_after_finished;
 
@@ -98,7 +101,10 @@ pub const CONTROLLERS: &[Entry] = &[
         "ttl-after-finished",
         ttl_after_finished
     ),
+    entry!("cronjob-controller", "cronjob", cronjob),
     entry!("daemonset-controller", "daemonset", daemonset),
+    entry!("statefulset-controller", "statefulset", statefulset),
+    entry!("disruption-controller", "disruption", disruption),
     entry!("node-ipam-controller", "nodeipam", node_ipam),
     entry!(
         "garbage-collector-controller",
