@@ -42,11 +42,14 @@ fn every_row_and_hook_names_a_type_and_its_members() {
     }
 }
 
+/// A type, an object, and what stands at paths of it afterwards.
+type Case<'a> = (&'a str, Json, &'a [(&'a str, Json)]);
+
 #[test]
 fn defaults_of_kinds() {
     let container = json!({"name": "c", "image": "nginx"});
     let template = json!({"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [container]}});
-    let cases: &[(&str, Json, &[(&str, Json)])] = &[
+    let cases: &[Case] = &[
         (
             "core.v1.Pod",
             json!({"spec": {"hostNetwork": true, "containers": [{
