@@ -27,6 +27,7 @@ pub mod node_ipam;
 pub mod node_lifecycle;
 pub mod pod_gc;
 pub mod replicaset;
+pub mod resource_quota;
 pub mod root_ca;
 pub mod service_account;
 pub mod statefulset;
@@ -105,6 +106,7 @@ pub const CONTROLLERS: &[Entry] = &[
     entry!("daemonset-controller", "daemonset", daemonset),
     entry!("statefulset-controller", "statefulset", statefulset),
     entry!("disruption-controller", "disruption", disruption),
+    entry!("resourcequota-controller", "resourcequota", resource_quota),
     entry!("node-ipam-controller", "nodeipam", node_ipam),
     entry!(
         "garbage-collector-controller",
