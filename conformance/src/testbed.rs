@@ -153,9 +153,10 @@ impl Cluster {
 
     /// A command inside the cluster's network namespace.
     pub fn inside(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
-        let mut command = Command::new("ip");
+        // Not `ip netns exec`, which mounts a /sys of its own, without cgroups.
+        let mut command = Command::new("nsenter");
         command
-            .args(["netns", "exec", &self.namespace])
+            .arg(format!("--net=/run/netns/{}", self.namespace))
             .arg(program);
         command.env("KUBECONFIG", self.data_dir().join("admin.kubeconfig"));
         command

@@ -98,6 +98,15 @@ fn kubelet_config(layout: &Layout, options: &Options) -> keelson_kubelet::Config
     // One more port that several nodes of a machine would have to share; the HTTPS server has /healthz too.
     file.healthz_port = 0;
     file.fail_swap_on = false;
+    // Upstream's tenth of a disk is a lot of a workstation's: what counts here is that room is left to write at all.
+    file.eviction_hard = [
+        ("memory.available", "100Mi"),
+        ("nodefs.available", "2%"),
+        ("imagefs.available", "2%"),
+        ("nodefs.inodesFree", "1%"),
+    ]
+    .map(|(signal, threshold)| (signal.to_owned(), threshold.to_owned()))
+    .into();
     file.serialize_image_pulls = false;
     file.pod_logs_dir = layout.pod_logs();
     (file.tls_cert_file, file.tls_private_key_file) = (
