@@ -173,7 +173,7 @@ fn exec_and_copy(cluster: &Cluster) -> anyhow::Result<()> {
     let kubectl = cluster.kubectl_command("");
     let program = kubectl
         .get_args()
-        .nth(3)
+        .nth(1)
         .context("no kubectl")?
         .to_string_lossy()
         .into_owned();

@@ -34,6 +34,7 @@ pub mod metrics;
 pub mod rotate;
 pub mod routes;
 pub mod stats;
+pub mod streaming;
 
 /// The body of an answer.
 pub type Body = BoxBody<Bytes, std::io::Error>;

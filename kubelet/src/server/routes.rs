@@ -12,6 +12,7 @@ use serde_json::json;
 
 use super::auth::User;
 use super::log_stream::{self, LogOptions};
+use super::streaming::{self, Session};
 use super::{Body, Server, answer, json as json_answer, metrics, text};
 use crate::podutil;
 
@@ -28,6 +29,17 @@ pub async fn handle(
     let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
     let is_get = request.method() == Method::GET || request.method() == Method::HEAD;
     match parts.as_slice() {
+        ["exec", namespace, pod, container] | ["exec", namespace, pod, _, container] => {
+            let session = Session::Exec(container);
+            streaming::handle(server, namespace, pod, session, request).await
+        }
+        ["attach", namespace, pod, container] | ["attach", namespace, pod, _, container] => {
+            let session = Session::Attach(container);
+            streaming::handle(server, namespace, pod, session, request).await
+        }
+        ["portForward", namespace, pod] | ["portForward", namespace, pod, _] => {
+            streaming::handle(server, namespace, pod, Session::PortForward, request).await
+        }
         _ if !is_get => text(StatusCode::METHOD_NOT_ALLOWED, "405: Method Not Allowed"),
         ["healthz" | "livez" | "readyz"] | ["healthz", "ping" | "log" | "syncloop"] => {
             healthz(server)
