@@ -334,27 +334,23 @@ impl Lifecycle {
     async fn pass(&self, memory: &mut Memory) {
         let nodes = self.nodes.store().list();
         self.note_arrivals(&nodes, memory).await;
-        let looked: Vec<(Arc<Node>, Option<(Option<String>, NodeCondition)>)> =
-            futures::stream::iter(nodes.iter().cloned())
-                .map(|node| {
-                    let old = memory.health.get(&node.name_any()).cloned();
-                    async move { (node.clone(), self.update_health(node, old).await) }
-                })
-                .buffer_unordered(WORKERS)
-                .filter_map(
-                    |(node, (health, outcome))| async move { Some((node, health, outcome)) },
-                )
-                .collect::<Vec<_>>()
-                .await
-                .into_iter()
-                .map(|(node, health, outcome)| {
-                    memory.health.insert(node.name_any(), health);
-                    (node, outcome)
-                })
-                .collect();
+        let looks = nodes.iter().cloned().map(|node| {
+            let old = memory.health.get(&node.name_any()).cloned();
+            async move {
+                let (health, outcome) = self.update_health(node.clone(), old).await;
+                (node, health, outcome)
+            }
+        });
+        let looked: Vec<_> = futures::stream::iter(looks)
+            .buffer_unordered(WORKERS)
+            .collect()
+            .await;
+        for (node, health, _) in &looked {
+            memory.health.insert(node.name_any(), health.clone());
+        }
 
         let mut counts: BTreeMap<String, (usize, usize)> = BTreeMap::new();
-        for (node, outcome) in &looked {
+        for (node, _, outcome) in &looked {
             let name = node.name_any();
             let status = outcome.as_ref().map(|(_, current)| current.status.as_str());
             let excluded =
@@ -410,11 +406,11 @@ impl Lifecycle {
         let here: HashSet<String> = nodes.iter().map(|node| node.name_any()).collect();
         for node in nodes {
             let name = node.name_any();
-            if !memory.known.contains_key(&name) {
+            let uid = node.uid().unwrap_or_default();
+            if memory.known.insert(name, uid).is_none() {
                 self.record(node, EventType::Normal, "RegisteredNode", |name| {
                     format!("Node {name} event: Registered Node {name} in Controller")
                 });
-                memory.known.insert(name, node.uid().unwrap_or_default());
                 self.mark_reachable(node).await;
             }
         }
