@@ -211,10 +211,11 @@ impl Cluster {
     /// # Errors
     /// With what kubectl said.
     pub fn apply(&self, objects: &[Value]) -> anyhow::Result<String> {
-        let list = json!({ "apiVersion": "v1", "kind": "List", "items": objects });
+        // JSON is YAML, so documents can follow each other.
+        let documents: Vec<String> = objects.iter().map(Value::to_string).collect();
         run_with_input(
             &mut self.kubectl_command("apply -f -"),
-            list.to_string().as_bytes(),
+            documents.join("\n---\n").as_bytes(),
         )
     }
 
@@ -373,7 +374,7 @@ fn write_busybox_archive(to: &Path, image: &str, files: &[(&str, &str)]) -> anyh
         "bin/busybox",
         busybox.as_slice(),
     )?;
-    for name in "sh cat echo sleep ls tar wget httpd nslookup id env true false kill date head stat grep seq mkdir touch rm tty printf".split(' ') {
+    for name in "sh cat echo sleep ls tar nc tail httpd nslookup id env true false kill date head stat grep seq mkdir touch rm tty printf".split(' ') {
         let mut header = header(0o777, 0);
         header.set_entry_type(tar::EntryType::Symlink);
         layer.append_link(&mut header, format!("bin/{name}"), "busybox")?;

@@ -34,6 +34,12 @@ fn a_first_day_with_kubectl() {
     }
 }
 
+/// The page at port 80 of `host`, fetched from within a pod. By hand, because the wget of Debian's static busybox crashes.
+fn fetch(cluster: &Cluster, host: &str) -> anyhow::Result<String> {
+    let script = format!("printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 3 {host} 80 | tail -n 1");
+    cluster.kubectl_args(&["-n", "day", "exec", "client", "--", "sh", "-c", &script])
+}
+
 fn images(cluster: &Cluster) -> anyhow::Result<()> {
     cluster.import_busybox(V1, &[("www/index.html", "version one\n")])?;
     cluster.import_busybox(V2, &[("www/index.html", "version two\n")])?;
@@ -77,9 +83,7 @@ fn deployment_and_services(cluster: &Cluster) -> anyhow::Result<()> {
     cluster.kubectl("-n day wait --for=condition=Ready pod/client --timeout=60s")?;
     for target in [cluster_ip.as_str(), "web", "web.day.svc.cluster.local"] {
         cluster.wait(&format!("http://{target} from a pod"), 30, || {
-            let page = cluster.kubectl(&format!(
-                "-n day exec client -- wget -q -T 2 -O - http://{target}"
-            ))?;
+            let page = fetch(cluster, target)?;
             Ok((page == "version one\n").then_some(()))
         })?;
     }
@@ -98,7 +102,7 @@ fn scale_and_roll_out(cluster: &Cluster) -> anyhow::Result<()> {
     cluster.kubectl("-n day rollout status deployment/web --timeout=60s")?;
     let pods = cluster.kubectl("-n day get pods -l app=web -o name")?;
     ensure!(pods.lines().count() == 5, "5 pods expected:\n{pods}");
-    let page = || cluster.kubectl("-n day exec client -- wget -q -T 2 -O - http://web");
+    let page = || fetch(cluster, "web");
     for (command, want) in [
         (
             "set image deployment/web web=test.local/web:v2",
