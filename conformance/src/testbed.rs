@@ -123,8 +123,11 @@ impl Cluster {
                 .context("an empty pid file")?
                 .parse()?;
             let pid = rustix::process::Pid::from_raw(pid).context("no pid")?;
-            rustix::process::kill_process(pid, rustix::process::Signal::KILL)
-                .with_context(|| format!("killing {file}"))?;
+            match rustix::process::kill_process(pid, rustix::process::Signal::KILL) {
+                // Not up again since the last kill: as dead as can be.
+                Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+                Err(error) => return Err(error).with_context(|| format!("killing {file}")),
+            }
         }
         Ok(())
     }

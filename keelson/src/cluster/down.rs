@@ -15,6 +15,8 @@ use crate::node::{cgroup, containerd, network};
 
 /// How long the cluster process may take to end by itself.
 const GRACE: Duration = Duration::from_secs(20);
+/// How long a starting containerd may take until it answers.
+const CRI_READY: Duration = Duration::from_secs(20);
 /// How long one CRI call may take here.
 const CRI_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -95,10 +97,17 @@ async fn stop_pods(layout: &Layout) -> anyhow::Result<()> {
         &format!("unix://{}", layout.containerd_socket().display()),
         CRI_TIMEOUT,
     )?;
-    let sandboxes = client
-        .list_pod_sandbox(PodSandboxFilter::default())
-        .await
-        .context("listing pods")?;
+    // A containerd that has just started accepts connections before its CRI service is ready.
+    let deadline = tokio::time::Instant::now() + CRI_READY;
+    let sandboxes = loop {
+        match client.list_pod_sandbox(PodSandboxFilter::default()).await {
+            Ok(sandboxes) => break sandboxes,
+            Err(_) if tokio::time::Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            Err(error) => return Err(error).context("listing pods"),
+        }
+    };
     // Side by side: each waits for its processes to end.
     let removals = sandboxes.into_iter().map(|sandbox| {
         let client = client.clone();

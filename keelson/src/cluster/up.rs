@@ -107,6 +107,10 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let client = wait_for_api(&layout, pid, Duration::from_secs(30)).await?;
     steps.done("API server ready");
     let deadline = Instant::now() + Duration::from_secs(options.wait);
+    wait_for_containerd(&layout, pid, deadline)
+        .await
+        .with_context(|| look_into(&layout))?;
+    steps.done("containerd answers");
     wait_for_node(&client, &state.node_name, pid, deadline)
         .await
         .with_context(|| look_into(&layout))?;
@@ -217,6 +221,25 @@ pub async fn readyz(client: &Client) -> anyhow::Result<()> {
         bail!("/readyz says {answer:?}");
     }
     Ok(())
+}
+
+/// After a crash the API still tells of the node as it was; the runtime must really be there.
+async fn wait_for_containerd(layout: &Layout, pid: u32, deadline: Instant) -> anyhow::Result<()> {
+    loop {
+        check_alive(pid)?;
+        let running = process::find_running(&layout.containerd_pid_file())?.is_some();
+        if running
+            && tokio::net::UnixStream::connect(layout.containerd_socket())
+                .await
+                .is_ok()
+        {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            bail!("containerd does not answer");
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
 }
 
 async fn wait_for_node(

@@ -176,7 +176,11 @@ pub async fn delete_bridge(layout: &Layout) -> anyhow::Result<()> {
         let index = match links.try_next().await {
             Ok(Some(link)) => link.header.index,
             Ok(None) => return Ok(()),
-            Err(rtnetlink::Error::NetlinkError(message)) if message.raw_code() == -rustix::io::Errno::NODEV.raw_os_error() => return Ok(()),
+            Err(rtnetlink::Error::NetlinkError(message))
+                if message.raw_code() == -rustix::io::Errno::NODEV.raw_os_error() =>
+            {
+                return Ok(());
+            }
             Err(error) => return Err(error).with_context(|| format!("looking for link {name}")),
         };
         handle
