@@ -10,6 +10,7 @@
 use std::future::Future;
 use std::pin::Pin;
 
+pub mod certificates;
 pub mod common;
 pub mod config;
 pub mod context;
@@ -116,6 +117,23 @@ pub const CONTROLLERS: &[Entry] = &[
     entry!("node-lifecycle-controller", "nodelifecycle", node_lifecycle),
     entry!("taint-eviction-controller", "", taint_eviction),
     entry!("pod-garbage-collector-controller", "podgc", pod_gc),
+    entry!(
+        "certificatesigningrequest-approving-controller",
+        "csrapproving",
+        certificates::approving
+    ),
+    entry!(
+        "certificatesigningrequest-signing-controller",
+        "csrsigning",
+        certificates::signing
+    ),
+    entry!(
+        "certificatesigningrequest-cleaner-controller",
+        "csrcleaner",
+        certificates::cleaner
+    ),
+    // Keelson's own: see the module for its policy.
+    entry!("kubelet-serving-approver", "", certificates::serving, false),
 ];
 
 /// Runs the controllers that `config` selects, until `shutdown`. One that fails or panics is started again; the others

@@ -23,6 +23,8 @@ enum Command {
     Down(cluster::down::Options),
     /// Run the control plane in the foreground: API server, controllers, scheduler
     Server(components::server::Flags),
+    /// Make this machine a node of a cluster whose control plane runs elsewhere
+    Agent(components::agent::Flags),
     /// Run the API server alone, by upstream's flags
     KubeApiserver(components::apiserver::Flags),
     /// Run the controllers alone, by upstream's flags
@@ -87,6 +89,7 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::Kubelet(flags) => components::kubelet::run(flags).await,
         Command::Dns(flags) => components::dns::run(flags).await,
         Command::Server(flags) => components::server::run(flags).await,
+        Command::Agent(flags) => components::agent::run(flags).await,
         Command::KubeApiserver(flags) => components::apiserver::run(flags).await,
         Command::Status(options) => cluster::status::run(options).await,
         Command::Pause => std::process::exit(pause::run()),

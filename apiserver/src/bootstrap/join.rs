@@ -16,8 +16,8 @@ use crate::authz::rbac::GROUP;
 /// The group of those who hold a token that was made to join nodes.
 pub const JOINERS: &str = "system:bootstrappers:keelson:default-node-token";
 
-/// ClusterRoleBindings: joiners may make certificate requests for nodes, theirs are approved, and so are those by which
-/// nodes renew their own.
+/// Roles and bindings: joiners may make certificate requests for nodes, theirs are approved, and so are those by which
+/// nodes renew their own and those for what their kubelets serve with; and nodes may read what the dataplane needs.
 pub fn policy() -> Vec<Value> {
     let bindings = [
         (
@@ -35,19 +35,64 @@ pub fn policy() -> Vec<Value> {
             "system:certificates.k8s.io:certificatesigningrequests:selfnodeclient",
             "system:nodes",
         ),
+        (
+            "keelson:node-autoapprove-serving",
+            "keelson:node-autoapprove-serving",
+            "system:nodes",
+        ),
+        // A joined node runs kubelet and dataplane under one identity.
+        (
+            "keelson:node-dataplane",
+            "system:node-proxier",
+            "system:nodes",
+        ),
     ];
-    bindings
-        .into_iter()
-        .map(|(name, role, group)| {
-            json!({
-                "apiVersion": format!("{GROUP}/v1"),
-                "kind": "ClusterRoleBinding",
-                "metadata": {"name": name},
-                "roleRef": {"apiGroup": GROUP, "kind": "ClusterRole", "name": role},
-                "subjects": [{"apiGroup": GROUP, "kind": "Group", "name": group}],
-            })
+    let bindings = bindings.into_iter().map(|(name, role, group)| {
+        json!({
+            "apiVersion": format!("{GROUP}/v1"),
+            "kind": "ClusterRoleBinding",
+            "metadata": {"name": name},
+            "roleRef": {"apiGroup": GROUP, "kind": "ClusterRole", "name": role},
+            "subjects": [{"apiGroup": GROUP, "kind": "Group", "name": group}],
         })
-        .collect()
+    });
+    serving_policy().into_iter().chain(bindings).collect()
+}
+
+/// Who approves serving certificates, and the permission that says whose.
+fn serving_policy() -> Vec<Value> {
+    let requests = "certificates.k8s.io";
+    let approver = "keelson:kubelet-serving-approver";
+    let role = |name: &str, rules: Value| {
+        json!({
+            "apiVersion": format!("{GROUP}/v1"),
+            "kind": "ClusterRole",
+            "metadata": {"name": name},
+            "rules": rules,
+        })
+    };
+    vec![
+        role(
+            "keelson:node-autoapprove-serving",
+            json!([{"apiGroups": [requests], "resources": ["certificatesigningrequests/selfnodeserver"], "verbs": ["create"]}]),
+        ),
+        role(
+            approver,
+            json!([
+                {"apiGroups": [requests], "resources": ["certificatesigningrequests"], "verbs": ["get", "list", "watch"]},
+                {"apiGroups": [requests], "resources": ["certificatesigningrequests/approval"], "verbs": ["update"]},
+                {"apiGroups": [requests], "resources": ["signers"], "resourceNames": ["kubernetes.io/kubelet-serving"], "verbs": ["approve"]},
+                {"apiGroups": ["authorization.k8s.io"], "resources": ["subjectaccessreviews"], "verbs": ["create"]},
+            ]),
+        ),
+        json!({
+            "apiVersion": format!("{GROUP}/v1"),
+            "kind": "ClusterRoleBinding",
+            "metadata": {"name": approver},
+            "roleRef": {"apiGroup": GROUP, "kind": "ClusterRole", "name": approver},
+            "subjects": [{"kind": "ServiceAccount", "name": "kubelet-serving-approver", "namespace": "kube-system"}],
+        }),
+    ]
 }
 
 /// A new token (`id.secret`) and the Secret that makes it known; it ends after `lifetime`, or never.

@@ -12,6 +12,7 @@ use keelson_apiserver::config::{AuthorizationMode, Config, KubeletClientConfig, 
 use keelson_apiserver::pki::{self, Credential, Pki};
 use keelson_apiserver::request::UserInfo;
 use keelson_apiserver::server::ApiServer;
+use keelson_controllers::config::SigningKey;
 use keelson_machinery::clock::Clock;
 use keelson_runtime::metrics::Metrics;
 use kube::Client;
@@ -20,6 +21,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::joining::{self, NodeConfig};
 use super::state::State;
 use crate::components::apiserver::open_store;
 
@@ -86,6 +88,25 @@ pub async fn start(
             .await
             .context("the API server")
     });
+    let admin = client_as(&server, administrator());
+    let node_config = NodeConfig {
+        pod_cidr: options.pod_cidr,
+        cluster_dns: State::service_address(&options.service_cidr, 10)?,
+    };
+    let url = format!(
+        "https://{}",
+        SocketAddr::new(options.advertise_address, options.secure_port)
+    );
+    joining::offer(
+        &admin,
+        &options.data_dir,
+        &url,
+        pki.ca_pem(),
+        &node_config,
+        &clock,
+    )
+    .await
+    .context("what nodes need to join")?;
     write_admin_kubeconfig(options, &pki)?;
 
     let scheduler =
@@ -100,7 +121,7 @@ pub async fn start(
             .context("the scheduler")
     });
 
-    let controllers = controllers_config(options, &pki, clock);
+    let controllers = controllers_config(options, &pki, clock)?;
     let own = server.clone();
     let clients = keelson_controllers::Clients::new(
         client_as(&server, component("system:kube-controller-manager")),
@@ -247,12 +268,26 @@ fn server_config(options: &Options, pki: &Pki, clock: Clock) -> Config {
     config
 }
 
-fn controllers_config(options: &Options, pki: &Pki, clock: Clock) -> keelson_controllers::Config {
+fn controllers_config(
+    options: &Options,
+    pki: &Pki,
+    clock: Clock,
+) -> anyhow::Result<keelson_controllers::Config> {
     let mut config = keelson_controllers::Config::new(clock, Metrics::new());
     config.cluster_cidrs = vec![options.pod_cidr];
     config.service_cidrs = vec![options.service_cidr];
     config.root_ca_pem = Some(pki.ca_pem().to_owned());
+    let key = pki.dir().join("ca.key");
+    config.signing = Some(SigningKey {
+        certificate_pem: pki.ca_pem().to_owned(),
+        key_pem: std::fs::read_to_string(&key)
+            .with_context(|| format!("reading {}", key.display()))?,
+    });
+    // Off upstream, where people approve what kubelets serve with.
     config
+        .controllers
+        .push("kubelet-serving-approver".to_owned());
+    Ok(config)
 }
 
 /// Written when the server listens, so that whoever finds the file can use it.

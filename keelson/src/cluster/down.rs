@@ -11,7 +11,8 @@ use super::layout::Layout;
 use super::process;
 use super::state::State;
 use super::steps::Steps;
-use crate::node::{cgroup, containerd, network};
+use crate::components::agent::AgentState;
+use crate::node::{cgroup, containerd, network, routes};
 
 /// How long the cluster process may take to end by itself.
 const GRACE: Duration = Duration::from_secs(20);
@@ -45,7 +46,9 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         return Ok(());
     }
     let state = State::load(&layout.state())?;
+    let agent = AgentState::load(&layout)?;
     if state.is_none()
+        && agent.is_none()
         && std::fs::read_dir(layout.root()).is_ok_and(|mut entries| entries.next().is_some())
     {
         bail!(
@@ -72,10 +75,20 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     network::delete_bridge(&layout).await?;
     keelson_proxy::proxier::cleanup(&network::table_name(&layout))
         .context("removing the dataplane's rules")?;
-    if let Some(before) = state
-        .as_ref()
-        .and_then(|state| state.ip_forward_before.as_deref())
-    {
+    let (pod_cidr, before) = match (&state, &agent) {
+        (Some(state), _) => (Some(state.pod_cidr), state.ip_forward_before.as_deref()),
+        (None, Some(agent)) => (
+            Some(agent.config.pod_cidr),
+            Some(agent.ip_forward_before.as_str()),
+        ),
+        (None, None) => (None, None),
+    };
+    if let Some(pod_cidr) = pod_cidr {
+        routes::remove(pod_cidr)
+            .await
+            .context("removing the routes to other nodes")?;
+    }
+    if let Some(before) = before {
         network::restore_forwarding(before)?;
     }
     steps.done("mounts, cgroups, links and rules removed");

@@ -68,6 +68,11 @@ impl Layout {
         self.root.join("cluster.json")
     }
 
+    /// What a node that joined another machine's cluster was told; see [`crate::components::agent::AgentState`].
+    pub fn agent_state(&self) -> PathBuf {
+        self.root.join("agent.json")
+    }
+
     /// A lock held by the running cluster process, so that two never share a data directory.
     pub fn lock(&self) -> PathBuf {
         self.root.join("lock")

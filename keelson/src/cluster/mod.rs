@@ -3,6 +3,7 @@
 pub mod addons;
 pub mod control_plane;
 pub mod down;
+pub mod joining;
 pub mod layout;
 pub mod process;
 pub mod run;

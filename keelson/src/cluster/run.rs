@@ -1,7 +1,6 @@
 //! The process that `up` starts: control plane and node in one, beside a containerd that it watches over.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::{Context, bail};
 use keelson_machinery::clock::Clock;
@@ -14,12 +13,7 @@ use super::control_plane::{self, ControlPlane};
 use super::layout::Layout;
 use super::state::State;
 use crate::components::shutdown_signal;
-use crate::node::agent;
-use crate::node::containerd::{self, Settings};
-use crate::node::image::SystemImage;
-
-/// How often it is checked that containerd still runs.
-const CONTAINERD_CHECK: Duration = Duration::from_secs(2);
+use crate::node::{agent, runtime};
 
 /// The command line of `run-cluster`.
 #[derive(Clone, Debug, clap::Args)]
@@ -117,38 +111,19 @@ fn node_task(
     Ok(async move { agent::run(&layout, &options, kubelet, proxy, clock, shutdown).await })
 }
 
-/// Brings containerd up, gives it the system image and the cluster its add-ons; then starts containerd again whenever it
-/// dies (its containers live on in their shims meanwhile).
+/// Brings containerd up with the system image, gives the cluster its add-ons, and looks after containerd.
 async fn keep_runtime(
     layout: &Layout,
     state: &State,
     admin: Client,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<()> {
-    let image = SystemImage::from_current_exe()?;
-    let settings = Settings::detect(image.reference())?;
-    let (reference, dns) = (image.reference().to_owned(), state.cluster_dns);
-    containerd::ensure_running(layout, &settings).await?;
-    import(layout, image).await?;
-    addons::apply(&admin, &addons::dns(&reference, dns, super::CLUSTER_DOMAIN)).await?;
-    loop {
-        tokio::select! {
-            () = shutdown.cancelled() => return Ok(()),
-            () = tokio::time::sleep(CONTAINERD_CHECK) => {}
-        }
-        if let Err(error) = containerd::ensure_running(layout, &settings).await {
-            tracing::error!(error = format!("{error:#}"), "containerd");
-        }
-    }
-}
-
-async fn import(layout: &Layout, image: SystemImage) -> anyhow::Result<()> {
-    if containerd::has_image(layout, image.reference()).await? {
-        return Ok(());
-    }
-    let archive = layout.root().join("system-image.tar");
-    image.write_archive(&archive)?;
-    let result = containerd::import(layout, &archive).await;
-    std::fs::remove_file(&archive).with_context(|| format!("removing {}", archive.display()))?;
-    result.map(|_| ())
+    let runtime = runtime::start(layout).await?;
+    addons::apply(
+        &admin,
+        &addons::dns(&runtime.image, state.cluster_dns, super::CLUSTER_DOMAIN),
+    )
+    .await?;
+    runtime.keep(shutdown).await;
+    Ok(())
 }

@@ -1,5 +1,6 @@
 //! Each component as a command of its own, under its upstream name and with upstream's flags.
 
+pub mod agent;
 pub mod apiserver;
 pub mod conformance;
 pub mod controller_manager;

@@ -1,4 +1,4 @@
-//! What runs on a node besides containerd: kubelet, dataplane, and the pod network's configuration.
+//! What runs on a node besides containerd: kubelet, dataplane, routes, and the pod network's configuration.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use kube::{Api, Client};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::{cgroup, network};
+use super::{cgroup, network, routes};
 use crate::cluster::layout::Layout;
 
 /// What a node is started with.
@@ -67,6 +67,19 @@ pub async fn run(
         keelson_kubelet::run(config, Some(kubelet), stop)
             .await
             .context("the kubelet")
+    });
+
+    let (client, stop, range, name, time) = (
+        proxy.clone(),
+        shutdown.clone(),
+        options.pod_cidr,
+        options.name.clone(),
+        clock.clone(),
+    );
+    tasks.spawn(async move {
+        routes::run(range, &name, client, time, stop)
+            .await
+            .context("the routes to other nodes")
     });
 
     let config = proxy_config(layout, options, clock)?;

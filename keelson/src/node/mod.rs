@@ -4,4 +4,8 @@ pub mod agent;
 pub mod cgroup;
 pub mod containerd;
 pub mod image;
+pub mod join;
 pub mod network;
+pub mod routes;
+pub mod runtime;
+pub mod token;
