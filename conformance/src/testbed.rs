@@ -268,6 +268,119 @@ impl Cluster {
     }
 }
 
+/// A second machine beside a cluster: a network namespace of its own on the other end of the cluster's link.
+pub struct Machine {
+    programs: Programs,
+    namespace: String,
+    dir: PathBuf,
+}
+
+impl Machine {
+    /// Makes the machine; nothing runs on it yet. A cluster's link has room for one.
+    ///
+    /// # Errors
+    /// What `ip` said.
+    pub fn beside(cluster: &Cluster) -> anyhow::Result<Self> {
+        let namespace = format!("{}-b", cluster.namespace);
+        let machine = Machine {
+            programs: cluster.programs.clone(),
+            dir: PathBuf::from(format!("/tmp/{namespace}")),
+            namespace,
+        };
+        fs::create_dir_all(&machine.dir)?;
+        let ip = |line: &str| run(Command::new("ip").args(line.split(' ')));
+        let (here, there) = (&cluster.namespace, &machine.namespace);
+        ip(&format!("netns add {there}"))?;
+        ip(&format!("-n {here} link set uplink-peer netns {there}"))?;
+        for line in [
+            "link set lo up",
+            "addr add 10.88.0.11/24 dev uplink-peer",
+            "link set uplink-peer up",
+            "route add default dev uplink-peer",
+        ] {
+            ip(&format!("-n {there} {line}"))?;
+        }
+        Ok(machine)
+    }
+
+    /// A keelson command on this machine; give it [`Self::data_dir`] where it takes one.
+    pub fn keelson(&self, args: &[&str]) -> Command {
+        let mut command = Command::new("nsenter");
+        command
+            .arg(format!("--net=/run/netns/{}", self.namespace))
+            .arg(&self.programs.keelson)
+            .args(args);
+        command
+    }
+
+    /// The folder of the node.
+    pub fn data_dir(&self) -> PathBuf {
+        self.dir.join("d")
+    }
+
+    /// `keelson agent` in the background, its log in the machine's folder.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn agent(&self, args: &[&str]) -> anyhow::Result<Background> {
+        let log = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.dir.join("agent.log"))?;
+        let child = self
+            .keelson(&["agent", "--data-dir"])
+            .arg(self.data_dir())
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()?;
+        Ok(Background(child))
+    }
+
+    /// What the agents of this machine have logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.join("agent.log")).unwrap_or_default()
+    }
+
+    /// As [`Cluster::import_busybox`], for this machine.
+    ///
+    /// # Errors
+    /// As [`Cluster::import_busybox`].
+    pub fn import_busybox(&self, image: &str, files: &[(&str, &str)]) -> anyhow::Result<()> {
+        let archive = self.dir.join("busybox.tar");
+        write_busybox_archive(&archive, image, files)?;
+        run(self
+            .keelson(&["images", "import", "--data-dir"])
+            .arg(self.data_dir())
+            .arg(&archive))?;
+        Ok(())
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        if std::thread::panicking() && std::env::var_os("KEELSON_KEEP").is_some() {
+            eprintln!("kept: {}, {}", self.namespace, self.dir.display());
+            return;
+        }
+        let data_dir = self.data_dir();
+        if data_dir.join("agent.json").exists()
+            && let Err(error) = run(self
+                .keelson(&["down", "--purge", "--data-dir"])
+                .arg(data_dir))
+        {
+            eprintln!("keelson down: {error:#}");
+        }
+        if let Err(error) = run(Command::new("ip").args(["netns", "del", &self.namespace])) {
+            eprintln!("{error:#}");
+        }
+        if let Err(error) = fs::remove_dir_all(&self.dir) {
+            eprintln!("{}: {error}", self.dir.display());
+        }
+    }
+}
+
 #[allow(clippy::disallowed_methods)] // a test waits in real time
 fn now() -> Instant {
     Instant::now()

@@ -10,6 +10,7 @@
 use std::future::Future;
 use std::pin::Pin;
 
+pub mod bootstrap;
 pub mod certificates;
 pub mod common;
 pub mod config;
@@ -131,6 +132,18 @@ pub const CONTROLLERS: &[Entry] = &[
         "certificatesigningrequest-cleaner-controller",
         "csrcleaner",
         certificates::cleaner
+    ),
+    entry!(
+        "bootstrap-signer-controller",
+        "bootstrapsigner",
+        bootstrap::signer,
+        false
+    ),
+    entry!(
+        "token-cleaner-controller",
+        "tokencleaner",
+        bootstrap::cleaner,
+        false
     ),
     // Keelson's own: see the module for its policy.
     entry!("kubelet-serving-approver", "", certificates::serving, false),

@@ -95,3 +95,78 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::Pause => std::process::exit(pause::run()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The control plane's flags of a stock upstream cluster (`../shared/testbed/cluster-up.sh`).
+    const COMPONENTS: [(&str, &str); 3] = [
+        (
+            "kube-apiserver",
+            "--etcd-servers=http://127.0.0.1:22379 --bind-address=10.200.0.1 --advertise-address=10.200.0.1 --secure-port=6443 \
+             --tls-cert-file=pki/apiserver.crt --tls-private-key-file=pki/apiserver.key --client-ca-file=pki/ca.crt \
+             --kubelet-client-certificate=pki/k.crt --kubelet-client-key=pki/k.key --kubelet-certificate-authority=pki/ca.crt \
+             --kubelet-preferred-address-types=InternalIP --requestheader-client-ca-file=pki/f.crt \
+             --requestheader-allowed-names=front-proxy-client --requestheader-username-headers=X-Remote-User \
+             --requestheader-group-headers=X-Remote-Group --requestheader-extra-headers-prefix=X-Remote-Extra- \
+             --proxy-client-cert-file=pki/p.crt --proxy-client-key-file=pki/p.key --service-account-key-file=pki/sa.pub \
+             --service-account-signing-key-file=pki/sa.key --service-account-issuer=https://10.96.0.1 \
+             --service-account-jwks-uri=https://10.96.0.1/openid/v1/jwks \
+             --api-audiences=https://10.96.0.1,https://kubernetes.default.svc --authorization-mode=Node,RBAC \
+             --enable-admission-plugins=NodeRestriction --service-cluster-ip-range=10.96.0.0/16 --allow-privileged=true \
+             --etcd-cafile=pki/ca.crt --etcd-certfile=pki/e.crt --etcd-keyfile=pki/e.key --etcd-prefix=/registry",
+        ),
+        (
+            "kube-controller-manager",
+            "--kubeconfig=kcm.kubeconfig --authentication-kubeconfig=kcm.kubeconfig --authorization-kubeconfig=kcm.kubeconfig \
+             --service-account-private-key-file=pki/sa.key --root-ca-file=pki/ca.crt --cluster-signing-cert-file=pki/ca.crt \
+             --cluster-signing-key-file=pki/ca.key --use-service-account-credentials --leader-elect=false --cert-dir=certs \
+             --bind-address=127.0.0.1 --controllers=*,bootstrapsigner,tokencleaner",
+        ),
+        (
+            "kube-scheduler",
+            "--kubeconfig=sched.kubeconfig --authentication-kubeconfig=sched.kubeconfig \
+             --authorization-kubeconfig=sched.kubeconfig --leader-elect=false --cert-dir=certs --bind-address=127.0.0.1",
+        ),
+    ];
+
+    #[test]
+    fn upstreams_flags_are_read_and_unknown_ones_named() {
+        for (component, flags) in COMPONENTS {
+            let line = format!("keelson {component} {flags}");
+            if let Err(error) = Cli::try_parse_from(line.split_whitespace()) {
+                panic!("{component}: {error}");
+            }
+            let unknown = format!("{line} --no-such-flag=1");
+            let Err(error) = Cli::try_parse_from(unknown.split_whitespace()) else {
+                panic!("{component} takes any flag");
+            };
+            assert!(error.to_string().contains("--no-such-flag"), "{error}");
+        }
+    }
+
+    #[test]
+    fn kubelet_and_proxy_read_theirs() {
+        let words = |line: &str| {
+            line.split_whitespace()
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+        };
+        let kubelet = "--kubeconfig=n1.kubeconfig --node-ip=10.200.0.11 --hostname-override=n1 \
+                       --root-dir=/var/lib/kubelet --cert-dir=kcert -v=2";
+        let (config, verbosity) =
+            keelson_kubelet::Config::from_args(words(kubelet), "host").unwrap();
+        assert_eq!((config.node_name.as_str(), verbosity), ("n1", 2));
+        let error = keelson_kubelet::Config::from_args(words("--no-such-flag=1"), "host");
+        assert!(error.unwrap_err().to_string().contains("--no-such-flag"));
+
+        let clock = keelson_machinery::clock::Clock::system;
+        let parse = |line| keelson_proxy::flags::Command::parse(words(line), "host", clock());
+        assert!(parse("--kubeconfig=p.kubeconfig --hostname-override=n1").is_ok());
+        let Err(error) = parse("--no-such-flag=1") else {
+            panic!("the proxy takes any flag");
+        };
+        assert!(error.to_string().contains("--no-such-flag"), "{error}");
+    }
+}

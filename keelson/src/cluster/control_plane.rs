@@ -23,15 +23,15 @@ use tokio_util::sync::CancellationToken;
 
 use super::joining::{self, NodeConfig};
 use super::state::State;
-use crate::components::apiserver::open_store;
+use crate::components::apiserver::{EtcdFlags, open_store};
 
 /// What a control plane is started with.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Folder of keys and store.
     pub data_dir: PathBuf,
-    /// External stores; empty: the embedded one below `data_dir`.
-    pub etcd_servers: Vec<String>,
+    /// An external store, if it names servers; else the embedded one below `data_dir`.
+    pub etcd: EtcdFlags,
     /// Address to listen on.
     pub bind_address: IpAddr,
     /// Port to listen on.
@@ -74,8 +74,8 @@ pub async fn start(
         &clock,
     )?;
     let store = open_store(
-        &options.etcd_servers,
-        Some(options.data_dir.as_path()).filter(|_| options.etcd_servers.is_empty()),
+        &options.etcd,
+        Some(options.data_dir.as_path()),
         clock.clone(),
     )?;
     let server = ApiServer::start(server_config(options, &pki, clock.clone()), store).await?;
@@ -283,10 +283,15 @@ fn controllers_config(
         key_pem: std::fs::read_to_string(&key)
             .with_context(|| format!("reading {}", key.display()))?,
     });
-    // Off upstream, where people approve what kubelets serve with.
-    config
-        .controllers
-        .push("kubelet-serving-approver".to_owned());
+    // Off upstream, where an installer asks for the first two, and people approve what kubelets serve with.
+    config.controllers.extend(
+        [
+            "bootstrapsigner",
+            "tokencleaner",
+            "kubelet-serving-approver",
+        ]
+        .map(str::to_owned),
+    );
     Ok(config)
 }
 

@@ -12,6 +12,7 @@ use super::addons;
 use super::control_plane::{self, ControlPlane};
 use super::layout::Layout;
 use super::state::State;
+use crate::components::apiserver::EtcdFlags;
 use crate::components::shutdown_signal;
 use crate::node::{agent, runtime};
 
@@ -67,7 +68,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
 fn control_plane_options(layout: &Layout, state: &State) -> control_plane::Options {
     control_plane::Options {
         data_dir: layout.root().to_owned(),
-        etcd_servers: Vec::new(),
+        etcd: EtcdFlags::default(),
         bind_address: state.bind_address,
         secure_port: state.secure_port,
         advertise_address: state.node_ip,

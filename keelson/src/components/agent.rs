@@ -36,7 +36,7 @@ pub struct Flags {
     /// File with the token
     #[arg(long)]
     token_file: Option<PathBuf>,
-    /// Hash of the cluster's CA, sha256:<hex>, for a token that does not hold it
+    /// Hash of the cluster's CA, sha256:<hex>, for a token that does not hold it; without either, whoever knows the token is trusted
     #[arg(long)]
     ca_cert_hash: Option<CaHash>,
     /// Name of the node [default: the host name]

@@ -13,6 +13,7 @@ use keelson_apiserver::server::ApiServer;
 use keelson_machinery::clock::Clock;
 use keelson_store::Store;
 use keelson_store::embedded::Embedded;
+use keelson_store::etcd::{self, Etcd};
 use tokio::net::TcpListener;
 
 use super::shutdown_signal;
@@ -20,9 +21,8 @@ use super::shutdown_signal;
 /// Upstream's flags, as far as they are supported. All others are refused by name.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Flags {
-    /// The etcd servers that hold the objects; without it, the embedded store in --data-dir is used
-    #[arg(long, value_delimiter = ',')]
-    etcd_servers: Vec<String>,
+    #[command(flatten)]
+    etcd: EtcdFlags,
     /// Folder of the embedded store
     #[arg(long, conflicts_with = "etcd_servers")]
     data_dir: Option<PathBuf>,
@@ -99,6 +99,12 @@ pub struct Flags {
     /// Admission plugins to leave out
     #[arg(long, value_delimiter = ',')]
     disable_admission_plugins: Vec<String>,
+    /// Certificate towards aggregated API servers; those are not proxied to yet, so it is only read
+    #[arg(long, requires = "proxy_client_key_file")]
+    proxy_client_cert_file: Option<PathBuf>,
+    /// Its key
+    #[arg(long, requires = "proxy_client_cert_file")]
+    proxy_client_key_file: Option<PathBuf>,
     /// Address ranges of Services
     #[arg(long, value_delimiter = ',', default_value = "10.0.0.0/24")]
     service_cluster_ip_range: Vec<IpNet>,
@@ -121,6 +127,62 @@ pub struct Flags {
     logging: super::Logging,
 }
 
+/// Upstream's flags about etcd.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct EtcdFlags {
+    /// The etcd servers that hold the objects, scheme://host:port [default: the embedded store in the data directory]
+    #[arg(long, value_delimiter = ',')]
+    etcd_servers: Vec<String>,
+    /// Authority of the etcd servers' certificates, PEM
+    #[arg(long)]
+    etcd_cafile: Option<PathBuf>,
+    /// Certificate towards the etcd servers, PEM
+    #[arg(long, requires = "etcd_keyfile")]
+    etcd_certfile: Option<PathBuf>,
+    /// Its key
+    #[arg(long, requires = "etcd_certfile")]
+    etcd_keyfile: Option<PathBuf>,
+    /// What all keys begin with; only upstream's default is supported
+    #[arg(long, default_value = "/registry")]
+    etcd_prefix: String,
+}
+
+impl EtcdFlags {
+    /// Whether etcd holds the objects.
+    pub fn is_used(&self) -> bool {
+        !self.etcd_servers.is_empty()
+    }
+
+    fn options(&self) -> anyhow::Result<etcd::Options> {
+        if self.etcd_prefix.trim_matches('/') != "registry" {
+            bail!(
+                "--etcd-prefix: {:?} is not supported; keys begin with /registry",
+                self.etcd_prefix
+            );
+        }
+        let read = |path: &PathBuf| {
+            std::fs::read(path).with_context(|| format!("reading {}", path.display()))
+        };
+        let mut options = etcd::Options::new(self.etcd_servers.clone());
+        let secure = self
+            .etcd_servers
+            .iter()
+            .any(|server| server.starts_with("https://"));
+        options.tls = match (&self.etcd_cafile, &self.etcd_certfile, &self.etcd_keyfile) {
+            (Some(ca), certificate, key) => Some(etcd::Tls {
+                ca: read(ca)?,
+                identity: match (certificate, key) {
+                    (Some(certificate), Some(key)) => Some((read(certificate)?, read(key)?)),
+                    _ => None,
+                },
+            }),
+            (None, None, None) if !secure => None,
+            _ => bail!("--etcd-servers with https needs --etcd-cafile"),
+        };
+        Ok(options)
+    }
+}
+
 /// Runs until a signal ends it.
 ///
 /// # Errors
@@ -129,7 +191,7 @@ pub async fn run(flags: Flags) -> anyhow::Result<()> {
     flags.logging.init();
     let clock = Clock::system();
     let config = config(&flags, clock.clone())?;
-    let store = open_store(&flags.etcd_servers, flags.data_dir.as_deref(), clock)?;
+    let store = open_store(&flags.etcd, flags.data_dir.as_deref(), clock)?;
     let server = ApiServer::start(config, store).await?;
     let address = SocketAddr::new(flags.bind_address, flags.secure_port);
     let listener = TcpListener::bind(address)
@@ -144,23 +206,24 @@ pub async fn run(flags: Flags) -> anyhow::Result<()> {
 /// # Errors
 /// When neither is named, or it cannot be opened.
 pub fn open_store(
-    etcd_servers: &[String],
+    etcd: &EtcdFlags,
     data_dir: Option<&Path>,
     clock: Clock,
 ) -> anyhow::Result<Arc<dyn Store>> {
-    match (etcd_servers, data_dir) {
-        ([], Some(dir)) => {
+    match (etcd.is_used(), data_dir) {
+        (true, _) => {
+            let store = Etcd::open(etcd.options()?).context("--etcd-servers")?;
+            Ok(store)
+        }
+        (false, Some(dir)) => {
             std::fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
             let path = dir.join("store.redb");
             let options = keelson_store::embedded::Options::new(clock);
             Ok(Embedded::open(&path, options)
                 .with_context(|| format!("opening {}", path.display()))?)
         }
-        ([], None) => bail!(
+        (false, None) => bail!(
             "one of --etcd-servers and --data-dir is needed: where are the objects to be stored?"
-        ),
-        _ => bail!(
-            "--etcd-servers is not supported by this build yet; use --data-dir for the embedded store"
         ),
     }
 }
@@ -173,6 +236,12 @@ fn config(flags: &Flags, clock: Clock) -> anyhow::Result<Config> {
         bail!(
             "--allow-privileged=false is not supported; use Pod Security admission to keep privileged pods out"
         );
+    }
+    for file in [&flags.proxy_client_cert_file, &flags.proxy_client_key_file]
+        .into_iter()
+        .flatten()
+    {
+        read(file)?;
     }
     let serving = PemPair {
         certificate: read(&flags.tls_cert_file)?,

@@ -26,9 +26,8 @@ pub struct Flags {
     /// Address under which pods and nodes reach the API server [default: the bind address, or that of the link with the default route]
     #[arg(long)]
     advertise_address: Option<IpAddr>,
-    /// etcd servers that hold the objects [default: the embedded store in the data directory]
-    #[arg(long, value_delimiter = ',')]
-    etcd_servers: Vec<String>,
+    #[command(flatten)]
+    etcd: super::apiserver::EtcdFlags,
     /// Address range of Services
     #[arg(long, default_value = "10.96.0.0/16")]
     service_cidr: IpNet,
@@ -54,7 +53,7 @@ pub async fn run(flags: Flags) -> anyhow::Result<()> {
         .with_context(|| format!("creating {}", flags.data_dir.display()))?;
     let options = control_plane::Options {
         data_dir: flags.data_dir,
-        etcd_servers: flags.etcd_servers,
+        etcd: flags.etcd,
         bind_address: flags.bind_address,
         secure_port: flags.secure_port,
         advertise_address,

@@ -1,8 +1,8 @@
 //! How a machine becomes a node: it finds the cluster's authority, checks it with the pin, asks for certificates with
 //! the token, and keeps them for the next start.
 //!
-//! The authority is fetched without any check and believed only if its key has the pinned hash; the token is first sent
-//! over a connection that is checked with it. A certificate is renewed in the last fifth of its life by the node
+//! The authority is fetched without any check and believed only if its key has the pinned hash or, for a token without
+//! one, if it is signed with the token; the token is first sent over a connection that is checked with the authority. A certificate is renewed in the last fifth of its life by the node
 //! itself, without the token.
 
 use std::net::IpAddr;
@@ -20,6 +20,7 @@ use k8s_openapi::api::certificates::v1::{
 use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use keelson_apiserver::pki::{self, Credential};
+use keelson_controllers::bootstrap::signer::detached_jws;
 use keelson_machinery::clock::Clock;
 use keelson_runtime::client;
 use kube::api::PostParams;
@@ -258,13 +259,8 @@ fn is_tls(error: &kube::Error) -> bool {
     false
 }
 
-/// The authority's certificate, PEM, as the server tells it to anybody, checked with the pin.
+/// The authority's certificate, PEM, as the server tells it to anybody, checked with the pin or the token.
 async fn find_authority(options: &Options, token: &JoinToken) -> anyhow::Result<String> {
-    let Some(pin) = &token.pin else {
-        bail!(
-            "the token does not say which CA to trust: give the whole text of the server's agent-token file, or the hash with --ca-cert-hash"
-        );
-    };
     let mut config = config(options)?;
     config.accept_invalid_certs = true;
     let client = Client::try_from(config).context("preparing the connection")?;
@@ -273,9 +269,9 @@ async fn find_authority(options: &Options, token: &JoinToken) -> anyhow::Result<
         .get(CLUSTER_INFO)
         .await
         .map_err(|error| explain(error, options))?;
-    let text = map.data.and_then(|data| data.get("kubeconfig").cloned());
+    let data = map.data.unwrap_or_default();
+    let text = data.get("kubeconfig").map(String::as_str);
     let ca = text
-        .as_deref()
         .and_then(|text| Kubeconfig::from_yaml(text).ok())
         .and_then(|file| file.clusters.into_iter().next()?.cluster)
         .and_then(|cluster| cluster.certificate_authority_data)
@@ -286,6 +282,18 @@ async fn find_authority(options: &Options, token: &JoinToken) -> anyhow::Result<
                 options.server
             )
         })?;
+    let Some(pin) = &token.pin else {
+        // As kubeadm: only who knows the token can have signed with it. Weaker than the pin, since others know it too.
+        let signed = data.get(&format!("jws-kubeconfig-{}", token.id()));
+        let expected = text.map(|text| detached_jws(text, token.id(), token.secret()));
+        if signed.is_none() || signed != expected.as_ref() {
+            bail!(
+                "{} does not prove to know the token: the token is wrong or expired, or it is another cluster",
+                options.server
+            );
+        }
+        return Ok(ca);
+    };
     let hash = CaHash::of_pem(ca.as_bytes())?;
     if hash != *pin {
         bail!(
