@@ -196,9 +196,7 @@ impl ApiServer {
         let services = services.map_err(|e| StartError::System(e.message))?;
         settings.services.load(services.iter().map(|s| &**s));
         let facts = cluster_facts(&server.config)?;
-        bootstrap::run(&objects, &loopback::Loopback(server.clone()), &facts)
-            .await
-            .map_err(|e| StartError::System(e.message))?;
+        make_system_objects(&objects, &server, &facts).await?;
         if let Some(rbac) = rbac {
             rbac.synced().await;
             tokio::spawn(bootstrap::follow_aggregation(
@@ -215,6 +213,29 @@ impl ApiServer {
     pub fn close(&self) {
         self.server.closing.cancel();
         self.server.storage.caches.close();
+    }
+}
+
+/// How long the caches may take to be filled at a start, before it is given up.
+const START_LIMIT: std::time::Duration = std::time::Duration::from_secs(60);
+
+/// Makes the objects that every cluster has. A large store takes a while to be read; until then reads are refused and
+/// the whole is tried again, which does no harm: it only adds what is missing.
+async fn make_system_objects(
+    objects: &Objects,
+    server: &Arc<Server>,
+    facts: &bootstrap::ClusterFacts,
+) -> Result<(), StartError> {
+    let deadline = tokio::time::Instant::now() + START_LIMIT;
+    loop {
+        let made = bootstrap::run(objects, &loopback::Loopback(server.clone()), facts).await;
+        match made {
+            Ok(_) => return Ok(()),
+            Err(error) if error.code == 429 && tokio::time::Instant::now() < deadline => {
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            }
+            Err(error) => return Err(StartError::System(error.message)),
+        }
     }
 }
 
