@@ -1,6 +1,7 @@
 //! API machinery without I/O: the type table, object values, codecs, patches, selectors, quantities,
 //! `Status` errors and the resource catalog. Knows nothing of HTTP, storage or tokio.
 
+pub mod apply;
 pub mod catalog;
 pub mod clock;
 pub mod codec;

@@ -149,6 +149,11 @@ const KEEPS_METADATA_ON_STATUS: &[(&str, &str)] = &[
     ("storagemigration.k8s.io", ""),
 ];
 
+/// Whether status updates leave the metadata as it is.
+pub fn keeps_metadata_on_status(row: &Resource) -> bool {
+    listed(KEEPS_METADATA_ON_STATUS, row)
+}
+
 /// Whether a DELETE answers with the object that was deleted.
 pub fn returns_deleted(row: &Resource) -> bool {
     listed(RETURNS_DELETED, row)
@@ -183,7 +188,7 @@ pub fn prepare_for_create(context: &Context<'_>, object: &mut Value) {
 pub fn prepare_for_update(context: &Context<'_>, object: &mut Value, old: &Value) {
     if context.subresource == "status" {
         keep_all_but_status(object, old);
-        if listed(KEEPS_METADATA_ON_STATUS, context.row()) {
+        if keeps_metadata_on_status(context.row()) {
             reset_object_meta_for_status(object, old);
         }
         return;

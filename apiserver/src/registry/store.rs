@@ -383,6 +383,7 @@ pub async fn update(
                 revision: old.revision,
             }));
         }
+        keelson_machinery::apply::keep_times_if_same(&mut object, &old.object);
         if object == *old.object {
             return Ok(Updated::Updated(old));
         }

@@ -20,6 +20,7 @@ use crate::filters::method_not_allowed;
 use crate::registry::store::{self, Change};
 use crate::registry::{Served, conversion};
 use crate::verbs::call::{Admission, read_body};
+use crate::verbs::managers::Tracker;
 use crate::verbs::options::WriteOptions;
 use crate::verbs::patch::{Patch, PatchType};
 use crate::verbs::{Call, respond, update};
@@ -110,6 +111,7 @@ enum Wanted {
 
 struct Scaling {
     admission: Admission,
+    tracker: Tracker,
     wanted: Wanted,
     served: Arc<Served>,
     uid: Option<String>,
@@ -134,6 +136,7 @@ async fn write(
             options.object.clone(),
             options.dry_run,
         ),
+        tracker: Tracker::new(call, options),
         wanted,
         served: served.clone(),
         uid,
@@ -188,7 +191,10 @@ impl Change for Scaling {
         }
         self.admission.validate(Some(&wanted), Some(old)).await?;
         let mut object = Value::clone(current);
-        value::set(&mut object, &["spec", "replicas"], replicas);
+        if value::get_i64(&object, &["spec", "replicas"]) != Some(replicas) {
+            value::set(&mut object, &["spec", "replicas"], replicas);
+            self.tracker.track_scale(&mut object);
+        }
         let revision = meta::resource_version(&wanted);
         if revision.is_empty() {
             meta::remove(&mut object, "resourceVersion");

@@ -9,6 +9,7 @@ use keelson_machinery::status::ApiError;
 use keelson_machinery::value::Value;
 
 use super::call::{Admission, Call, dedup_owner_references};
+use super::managers::Tracker;
 use super::options::WriteOptions;
 use super::respond::{self, Item};
 use crate::admission::Operation;
@@ -23,6 +24,8 @@ pub async fn create(call: &mut Call, body: &Bytes) -> Result<Response, ApiError>
     wipe_system_fields(&mut object);
     ensure_namespace(call.namespace(), &mut object)?;
     call.dedup_owners(&mut object, false);
+
+    Tracker::new(call, &options).track(&mut object, None)?;
 
     let served = call.served.clone();
     let mut admission = Admission::new(

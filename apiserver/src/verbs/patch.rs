@@ -1,4 +1,5 @@
-//! `patch`: JSON patch, merge patch and strategic merge patch, applied again to the state that won a conflict.
+//! `patch`: JSON patch, merge patch, strategic merge patch and server-side apply, made again on the state that won a
+//! conflict.
 
 use std::sync::Arc;
 
@@ -8,9 +9,9 @@ use keelson_machinery::codec::{self as machinery_codec, Strictness};
 use keelson_machinery::meta::{self, GroupKind};
 use keelson_machinery::patch as patches;
 use keelson_machinery::schema::Type;
-use keelson_machinery::status::ApiError;
 use keelson_machinery::status::field::{FieldError, Path};
-use keelson_machinery::value::Value;
+use keelson_machinery::status::{ApiError, Reason};
+use keelson_machinery::value::{self, Value};
 
 use super::call::{Call, set_defaults};
 use super::options::WriteOptions;
@@ -29,15 +30,18 @@ pub enum PatchType {
     Merge,
     /// Kubernetes' own.
     Strategic,
+    /// Server-side apply, in YAML.
+    Apply,
 }
 
-const ACCEPTED: [(&str, PatchType); 3] = [
+const ACCEPTED: [(&str, PatchType); 4] = [
     ("application/json-patch+json", PatchType::Json),
     ("application/merge-patch+json", PatchType::Merge),
     (
         "application/strategic-merge-patch+json",
         PatchType::Strategic,
     ),
+    ("application/apply-patch+yaml", PatchType::Apply),
 ];
 
 impl PatchType {
@@ -74,15 +78,17 @@ impl Patch {
         body: &Bytes,
         validation: FieldValidation,
     ) -> Result<Patch, ApiError> {
-        let (document, strict) = machinery_codec::json::decode_any(body, Strictness::Strict)
-            .map_err(|error| {
-                ApiError::bad_request(match kind {
-                    PatchType::Strategic => error.to_string(),
-                    PatchType::Json | PatchType::Merge => {
-                        format!("error decoding patch: {error}")
-                    }
-                })
-            })?;
+        let decoded = match kind {
+            PatchType::Apply => machinery_codec::yaml::decode_any(body, Strictness::Strict),
+            _ => machinery_codec::json::decode_any(body, Strictness::Strict),
+        };
+        let (document, strict) = decoded.map_err(|error| {
+            ApiError::bad_request(match kind {
+                PatchType::Strategic => error.to_string(),
+                PatchType::Json | PatchType::Merge => format!("error decoding patch: {error}"),
+                PatchType::Apply => format!("error decoding YAML: {error}"),
+            })
+        })?;
         let mut strict: Vec<String> = strict.iter().map(ToString::to_string).collect();
         if kind == PatchType::Json {
             strict.extend(patches::json_patch_strict_errors(&document));
@@ -107,6 +113,14 @@ impl Patch {
             PatchType::Json => patches::json_patch(current, document),
             PatchType::Merge => patches::merge_patch(current, document),
             PatchType::Strategic => patches::strategic_merge_patch(current, document.clone(), of),
+            PatchType::Apply => {
+                return Err(ApiError::unsupported_media_type(
+                    &ACCEPTED[..3]
+                        .iter()
+                        .map(|(name, _)| *name)
+                        .collect::<Vec<_>>(),
+                ));
+            }
         }?;
         let (decoded, mut strict) = machinery_codec::json::decode_value(
             &patched,
@@ -155,7 +169,7 @@ fn refused(patched: &Value, why: &str) -> ApiError {
 pub async fn patch(call: &mut Call, body: &Bytes) -> Result<Response, ApiError> {
     let kind = PatchType::of(&call.parts.headers)?;
     let output = call.output()?;
-    let options = WriteOptions::read(&call.query, "PatchOptions", false)?;
+    let options = WriteOptions::read(&call.query, "PatchOptions", kind == PatchType::Apply)?;
     let patch = Patch::read(kind, body, options.field_validation)?;
     let mut change = Patching {
         writer: Writer::new(call, &options),
@@ -163,8 +177,10 @@ pub async fn patch(call: &mut Call, body: &Bytes) -> Result<Response, ApiError> 
         served: call.served.clone(),
         name: call.info.name.clone(),
         namespace: call.namespace().to_string(),
+        force: value::get_bool(&options.object, &["force"]).unwrap_or(false),
     };
-    let updated = run(call, &options, &mut change).await?;
+    let allow_create = kind == PatchType::Apply && call.info.subresource.is_empty();
+    let updated = run(call, &options, allow_create, &mut change).await?;
     call.warnings.extend(change.writer.into_warnings());
     answer(call, &output, updated)
 }
@@ -175,11 +191,82 @@ struct Patching {
     served: Arc<Served>,
     name: String,
     namespace: String,
+    force: bool,
+}
+
+impl Patching {
+    /// The next state by server-side apply (upstream `applyPatcher`).
+    fn applied(&mut self, current: Option<&Value>) -> Result<Value, ApiError> {
+        let served = &self.served;
+        let config = &self.patch.document;
+        let text = |name: &str| value::str_or_empty(config, &[name]);
+        if text("kind") != served.row.kind || text("apiVersion") != served.api_version() {
+            return Err(ApiError::bad_request(format!(
+                "invalid object type: {}, Kind={}",
+                text("apiVersion"),
+                text("kind")
+            )));
+        }
+        let shown = current
+            .map(|current| conversion::from_storage(served, current.clone()))
+            .transpose()?;
+        let tracker = &self.writer.tracker;
+        let applied = tracker.apply(shown.as_ref(), config, self.force)?;
+        if !self.patch.strict.is_empty() {
+            let why = self.patch.strict.join(", ");
+            match self.patch.validation {
+                FieldValidation::Strict => {
+                    return Err(ApiError::bad_request(format!(
+                        "error strict decoding YAML: {why}"
+                    )));
+                }
+                FieldValidation::Warn => self.writer.warn(why),
+                FieldValidation::Ignore => {}
+            }
+        }
+        let (mut applied, _) =
+            machinery_codec::json::decode_value(&applied, served.object_type, Strictness::Lenient)
+                .map_err(|why| {
+                    ApiError::new(
+                        500,
+                        Reason::Unknown,
+                        format!("failed to convert new typed object to object: {why}"),
+                    )
+                })?;
+        set_type_meta(&mut applied, &served.row.kind, &served.api_version());
+        if current.is_none() && !meta::uid(&applied).is_empty() {
+            return Err(ApiError::conflict(
+                &served.group_resource(),
+                &self.name,
+                format!(
+                    "uid mismatch: the provided object specified uid {}, and no existing object was found",
+                    meta::uid(&applied)
+                ),
+            ));
+        }
+        let mut object = conversion::to_storage(served, applied)?;
+        set_defaults(served, &mut object);
+        ensure_namespace(&self.namespace, &mut object)?;
+        let name = meta::name(&object);
+        if name.is_empty() {
+            meta::set(&mut object, "name", self.name.clone());
+        } else if name != self.name {
+            return Err(ApiError::bad_request(format!(
+                "the name of the object ({name}) does not match the name on the URL ({})",
+                self.name
+            )));
+        }
+        Ok(object)
+    }
 }
 
 #[async_trait]
 impl Change for Patching {
     async fn apply(&mut self, current: Option<&Arc<Value>>) -> Result<Value, ApiError> {
+        if self.patch.kind == PatchType::Apply {
+            let object = self.applied(current.map(|current| &**current))?;
+            return self.writer.admit(object, current).await;
+        }
         let Some(current) = current else {
             return Err(ApiError::not_found(
                 &self.served.group_resource(),
@@ -204,6 +291,7 @@ impl Change for Patching {
         if meta::name(&object).is_empty() {
             meta::set(&mut object, "name", self.name.clone());
         }
+        self.writer.tracker.track(&mut object, Some(current))?;
         self.writer.admit(object, Some(current)).await
     }
 

@@ -10,6 +10,7 @@ use keelson_machinery::status::ApiError;
 use keelson_machinery::value::Value;
 
 use super::call::{Admission, Call, dedup_owner_references};
+use super::managers::Tracker;
 use super::options::WriteOptions;
 use super::respond::{self, Item};
 use crate::admission::Operation;
@@ -30,21 +31,25 @@ pub async fn update(call: &mut Call, body: &Bytes) -> Result<Response, ApiError>
         writer: Writer::new(call, &options),
         object,
     };
-    let updated = run(call, &options, &mut change).await?;
+    let allow_create = call.info.subresource.is_empty()
+        && call
+            .served
+            .strategy
+            .allow_create_on_update(&call.served.row);
+    let updated = run(call, &options, allow_create, &mut change).await?;
     call.warnings.extend(change.writer.into_warnings());
     answer(call, &output, updated)
 }
 
-/// Runs a change of the object that the call names through the registry.
+/// Runs a change of the object that the call names through the registry. With `allow_create`, one that does not exist
+/// is created.
 pub async fn run(
     call: &Call,
     options: &WriteOptions,
+    allow_create: bool,
     change: &mut dyn Change,
 ) -> Result<Updated, ApiError> {
     let served = call.served.clone();
-    let allow_create = call.info.subresource.is_empty()
-        && call.info.verb == "update"
-        && served.strategy.allow_create_on_update(&served.row);
     store::update(
         &call.server.storage,
         &call.context(&served, options.dry_run),
@@ -90,6 +95,8 @@ pub fn check_name(call: &Call, object: &Value) -> Result<(), ApiError> {
 /// What updates and patches share: admission around the new state, as update or, where nothing existed, as create.
 pub struct Writer {
     admission: Admission,
+    /// Who writes, for field ownership.
+    pub tracker: Tracker,
     create_allowed: Option<Result<(), ApiError>>,
     server: Arc<crate::server::Server>,
     user: Arc<crate::request::UserInfo>,
@@ -107,6 +114,7 @@ impl Writer {
                 options.object.clone(),
                 options.dry_run,
             ),
+            tracker: Tracker::new(call, options),
             create_allowed: None,
             server: call.server.clone(),
             user: call.user.clone(),
@@ -176,7 +184,10 @@ struct Replacement {
 #[async_trait]
 impl Change for Replacement {
     async fn apply(&mut self, current: Option<&Arc<Value>>) -> Result<Value, ApiError> {
-        self.writer.admit(self.object.clone(), current).await
+        let mut object = self.object.clone();
+        let live = current.map(|current| &**current);
+        self.writer.tracker.track(&mut object, live)?;
+        self.writer.admit(object, current).await
     }
 
     async fn validate(
