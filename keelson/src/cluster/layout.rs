@@ -53,11 +53,6 @@ impl Layout {
         self.root.join("pki")
     }
 
-    /// The embedded store's file.
-    pub fn store(&self) -> PathBuf {
-        self.root.join("store.redb")
-    }
-
     /// The administrator's kubeconfig.
     pub fn admin_kubeconfig(&self) -> PathBuf {
         self.root.join("admin.kubeconfig")
