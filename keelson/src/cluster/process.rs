@@ -12,14 +12,19 @@ use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
 /// Start time of a process in clock ticks since boot (field 22 of `/proc/PID/stat`), or `None` when it is gone.
 pub fn start_ticks(pid: u32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
+/// The start time in a `/proc/PID/stat` (proc(5)). `None` for a zombie, but only once no other thread is left: until the
+/// last one has gone, a killed process still holds its ports, locks and files.
+fn parse_stat(stat: &str) -> Option<u64> {
     // The command name is in parentheses and may itself contain spaces and parentheses.
-    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
-    let state = fields.next()?;
-    if state == "Z" {
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    let (state, threads, start) = (fields.first()?, fields.get(17)?, fields.get(19)?);
+    if matches!(*state, "Z" | "X") && threads.parse::<u32>().ok()? <= 1 {
         return None;
     }
-    fields.nth(18)?.parse().ok()
+    start.parse().ok()
 }
 
 /// Resident memory of a process in KiB.
@@ -184,6 +189,19 @@ pub async fn stop(pid: u32, grace: Duration) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_killed_process_is_there_until_its_last_thread_has_gone() {
+        let stat = |state: &str, threads: u32| {
+            format!(
+                "7 (a (b) c) {state} 1 7 7 0 -1 4228356 0 0 0 0 1 2 0 0 20 0 {threads} 0 4711 0 0"
+            )
+        };
+        assert_eq!(parse_stat(&stat("S", 9)), Some(4711));
+        assert_eq!(parse_stat(&stat("Z", 9)), Some(4711));
+        assert_eq!(parse_stat(&stat("Z", 1)), None);
+        assert_eq!(parse_stat("7 (x"), None);
+    }
 
     #[test]
     fn only_the_recorded_process_counts_as_running() {

@@ -64,7 +64,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         bail!("keelson up must run as root: containers need namespaces, mounts and cgroups");
     }
     let layout = Layout::new(&options.data_dir)?;
-    if let Some(pid) = process::find_running(&layout.pid_file())? {
+    if let Some(pid) = find_up(&layout, Duration::from_secs(options.wait)).await? {
         println!(
             "The cluster in {} is already up (pid {pid}).\n",
             layout.root().display()
@@ -185,6 +185,22 @@ pub async fn client(kubeconfig: &Path) -> anyhow::Result<Client> {
         .await
         .with_context(named)?;
     Client::try_from(config).with_context(named)
+}
+
+/// The process of a cluster that is up. One that is there but does not answer is either starting, and is waited for, or
+/// ending (killed a moment ago, perhaps), and counts as down once it has gone.
+///
+/// # Errors
+/// When it neither answers nor ends within `limit`.
+async fn find_up(layout: &Layout, limit: Duration) -> anyhow::Result<Option<u32>> {
+    let Some(pid) = process::find_running(&layout.pid_file())? else {
+        return Ok(None);
+    };
+    match wait_for_api(layout, pid, limit).await {
+        Ok(_) => Ok(Some(pid)),
+        Err(_) if process::find_running(&layout.pid_file())?.is_none() => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 async fn wait_for_api(layout: &Layout, pid: u32, limit: Duration) -> anyhow::Result<Client> {
