@@ -173,16 +173,20 @@ pub async fn restart_for_cleanup(layout: &Layout) -> anyhow::Result<u32> {
 }
 
 async fn find_answering(layout: &Layout) -> anyhow::Result<Option<u32>> {
-    let Some(pid) = process::find_running(&layout.containerd_pid_file())? else {
-        return Ok(None);
-    };
-    if wait_for_socket(&layout.containerd_socket(), Duration::from_secs(5)).await {
-        return Ok(Some(pid));
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(5);
+    // Asked for anew in each round: a containerd that was killed a moment ago may still be on its way out.
+    while let Some(pid) = process::find_running(&layout.containerd_pid_file())? {
+        if wait_for_socket(&layout.containerd_socket(), Duration::from_millis(100)).await {
+            return Ok(Some(pid));
+        }
+        if tokio::time::Instant::now() >= deadline {
+            bail!(
+                "containerd (pid {pid}) runs but does not answer; see {}",
+                layout.log("containerd").display()
+            );
+        }
     }
-    bail!(
-        "containerd (pid {pid}) runs but does not answer; see {}",
-        layout.log("containerd").display()
-    );
+    Ok(None)
 }
 
 async fn spawn(layout: &Layout) -> anyhow::Result<u32> {
