@@ -6,6 +6,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use keelson_machinery::clock::Clock;
 
+use crate::admission::resource_quota::LimitedResource;
 use crate::authn::AuthenticationConfig;
 
 /// A certificate chain and its key, PEM.
@@ -83,6 +84,8 @@ pub struct Config {
     pub enable_admission_plugins: Vec<String>,
     /// `--disable-admission-plugins`.
     pub disable_admission_plugins: Vec<String>,
+    /// What may only be used in namespaces with a quota for it (`limitedResources` of the admission configuration).
+    pub quota_limited_resources: Vec<LimitedResource>,
     /// Time and randomness.
     pub clock: Clock,
 }
@@ -113,6 +116,7 @@ impl Config {
             request_timeout: Duration::from_secs(60),
             enable_admission_plugins: Vec::new(),
             disable_admission_plugins: Vec::new(),
+            quota_limited_resources: Vec::new(),
             clock,
         }
     }

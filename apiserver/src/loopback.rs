@@ -19,7 +19,7 @@ use crate::request::UserInfo;
 use crate::server::Server;
 
 /// Name of the server's own user.
-const USER: &str = "system:apiserver";
+pub(crate) const USER: &str = "system:apiserver";
 
 /// A client of a server within itself, as a member of `system:masters`.
 pub struct Loopback(pub Arc<Server>);

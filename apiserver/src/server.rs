@@ -9,6 +9,8 @@ use keelson_machinery::schema::Schema;
 use keelson_store::Store;
 use tokio_util::sync::CancellationToken;
 
+use crate::admission::resource_quota::ResourceQuota;
+use crate::admission::resource_quota::status::StoredQuotas;
 use crate::admission::{self, Plugin};
 use crate::authn::review::OpenIdDocuments;
 use crate::authn::token_request::TokenIssuer;
@@ -145,6 +147,11 @@ impl ApiServer {
         )?);
         let caches = Caches::new(store.clone(), registry.clone());
         let objects = Objects(caches.clone());
+        let storage = Storage {
+            engine: store,
+            caches,
+            clock: config.clock.clone(),
+        };
         let authentication = Authentication::new(
             config.authentication.clone(),
             objects.clone(),
@@ -154,6 +161,15 @@ impl ApiServer {
         let (authorizer, rbac) = authorizer(&config, &objects, &closing);
         let token_issuer = token_issuer(&config, &authentication, &objects)?;
         let openid = openid_documents(&config, &authentication);
+        let quota: Arc<dyn Plugin> = Arc::new(ResourceQuota::new(
+            objects.clone(),
+            Arc::new(StoredQuotas {
+                storage: storage.clone(),
+                registry: registry.clone(),
+            }),
+            config.quota_limited_resources.clone(),
+            config.clock.clone(),
+        ));
         let admission = admission::plugins(
             &admission::Dependencies {
                 objects: objects.clone(),
@@ -163,7 +179,7 @@ impl ApiServer {
             },
             &config.enable_admission_plugins,
             &config.disable_admission_plugins,
-            Vec::new(),
+            vec![quota],
         )
         .map_err(|error| StartError::Config(error.to_string()))?;
         let mut health = Health::default();
@@ -173,11 +189,7 @@ impl ApiServer {
                 config.max_requests_in_flight,
                 config.max_mutating_requests_in_flight,
             ),
-            storage: Storage {
-                engine: store,
-                caches,
-                clock: config.clock.clone(),
-            },
+            storage,
             registry,
             openapi: Arc::new(OpenApi::new(crate::discovery::GIT_VERSION)),
             metrics: Metrics::default(),

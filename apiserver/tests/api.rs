@@ -384,6 +384,56 @@ async fn writers_of_one_object_lose_nothing() {
     assert_eq!(answer.json["data"].as_object().map(|d| d.len()), Some(32));
 }
 
+/// However many create at once, no more come to be than the quota allows, and it tells how many.
+#[tokio::test(flavor = "multi_thread")]
+async fn quotas_hold_under_contention() {
+    let harness = Arc::new(Harness::start().await);
+    let path = "/api/v1/namespaces/default";
+    let status = "{\"status\":{\"hard\":{\"count/configmaps\":\"7\"},\"used\":{\"count/configmaps\":\"0\"}}}";
+    let script = format!(
+        "POST {path}/resourcequotas\n> {{\"metadata\":{{\"name\":\"q\"}},\"spec\":{{\"hard\":{{\"count/configmaps\":\"7\"}}}}}}\n< 201\n\n\
+         PATCH {path}/resourcequotas/q/status\n| Content-Type: application/merge-patch+json\n> {status}\n< 200\n"
+    );
+    let findings = run_file(&harness, "quota", &script).await;
+    assert!(findings.is_empty(), "{}", findings.join("\n"));
+    let mut tasks = Vec::new();
+    for number in 0..40 {
+        let harness = harness.clone();
+        tasks.push(tokio::spawn(async move {
+            // Somebody else writes the status now and then: the charge must be made on what it says by then.
+            let (method, target, kind, body) = if number % 5 == 4 {
+                let label = format!("{{\"metadata\":{{\"labels\":{{\"l\":\"{number}\"}}}}}}");
+                (
+                    "PATCH",
+                    "resourcequotas/q",
+                    "application/merge-patch+json",
+                    label,
+                )
+            } else {
+                let map = format!("{{\"metadata\":{{\"name\":\"m{number}\"}}}}");
+                ("POST", "configmaps", "application/json", map)
+            };
+            let request = http::Request::builder()
+                .method(method)
+                .uri(format!("{path}/{target}"))
+                .header("content-type", kind)
+                .body(Full::from(body))
+                .expect("a request");
+            harness.send(None, request).await.code
+        }));
+    }
+    let mut codes = HashMap::new();
+    for task in tasks {
+        *codes.entry(task.await.expect("no panic")).or_insert(0) += 1;
+    }
+    assert_eq!(codes, HashMap::from([(200, 8), (201, 7), (403, 25)]));
+    let script = format!(
+        "GET {path}/resourcequotas/q\n< 200\n= status.used {{\"count/configmaps\":\"7\"}}\n"
+    );
+    let findings = run_file(&harness, "quota", &script).await;
+    assert!(findings.is_empty(), "{}", findings.join("\n"));
+}
+
 /// Clients made with Go speak protobuf for built-in kinds: bodies, answers, lists and watches.
 #[tokio::test(flavor = "multi_thread")]
 async fn protobuf_both_ways() {

@@ -48,10 +48,9 @@ fn raise(to: &mut Resources, other: &Resources) {
     }
 }
 
-/// What a Pod needs in all (`which`: `requests` or `limits`), overhead not counted: its containers together, or its
-/// greediest init container with the sidecars before it.
-pub(super) fn pod_resources(pod: &Value, which: &str) -> Resources {
-    let of = |container: &Value| resources(value::get(container, &["resources", which]));
+/// What a Pod's containers need in all, each as `of` says: regular ones and sidecars together, or the greediest init
+/// container with the sidecars before it.
+pub(super) fn together(pod: &Value, of: impl Fn(&Value) -> Resources) -> Resources {
     let mut total = Resources::new();
     for container in value::items(pod, &["spec", "containers"]) {
         add(&mut total, &of(container));
@@ -70,6 +69,14 @@ pub(super) fn pod_resources(pod: &Value, which: &str) -> Resources {
         }
     }
     raise(&mut total, &init);
+    total
+}
+
+/// What a Pod needs in all (`which`: `requests` or `limits`), overhead not counted.
+pub(super) fn pod_resources(pod: &Value, which: &str) -> Resources {
+    let mut total = together(pod, |container| {
+        resources(value::get(container, &["resources", which]))
+    });
     for (name, quantity) in resources(value::get(pod, &["spec", "resources", which])) {
         if matches!(name.as_str(), "cpu" | "memory") || name.starts_with("hugepages-") {
             total.insert(name, quantity);

@@ -9,6 +9,7 @@ mod namespace;
 mod node;
 mod pod;
 mod pod_security;
+pub mod resource_quota;
 mod service_account;
 mod storage;
 #[cfg(test)]

@@ -30,6 +30,7 @@ const ATTEMPTS: usize = 256;
 const NAME_ATTEMPTS: usize = 8;
 
 /// Where objects are kept and read.
+#[derive(Clone)]
 pub struct Storage {
     /// The engine.
     pub engine: Arc<dyn Store>,

@@ -2,6 +2,10 @@
 //!
 //! Pods, Services and claims are counted from the shared informers. Of every other resource that some quota names, only the
 //! metadata is watched, from the first such quota on: a cluster without quotas pays nothing.
+//!
+//! The API server charges a quota before it stores the object. A count made in between does not see the object, and to write
+//! it down would let one too many in later. Therefore amounts are lowered only once the quota has not been charged for a
+//! while ([`SETTLE`]); what was charged and then not stored is given back by the same count.
 
 pub mod usage;
 
@@ -20,8 +24,9 @@ use keelson_runtime::workqueue::WorkQueue;
 use kube::api::PostParams;
 use kube::{Api, Client, Resource};
 use tokio::sync::Mutex;
+use tokio::time::Instant;
 
-use crate::common::{enqueue_all, namespace};
+use crate::common::namespace;
 use crate::error::{Error, ignore_not_found, is_conflict};
 use crate::{Context, synced};
 use usage::{Amounts, add_all, covers, of_claim, of_pod, of_service, wire};
@@ -30,6 +35,9 @@ use usage::{Amounts, add_all, covers, of_claim, of_pod, of_service, wire};
 const WORKERS: usize = 5;
 /// Every quota is counted again so often (upstream `--resource-quota-sync-period`).
 const RESYNC: Duration = Duration::from_secs(300);
+/// How long after a charge its object is stored and seen here, at the latest. Between the two there is only the commit: all
+/// other admission comes before.
+const SETTLE: Duration = Duration::from_secs(1);
 /// How long a newly watched resource may take to be listed.
 const SYNC_LIMIT: Duration = Duration::from_secs(30);
 
@@ -45,10 +53,20 @@ pub async fn run(context: Context) -> anyhow::Result<()> {
     synced!(quotas, pods, services, claims);
     let queue: Arc<WorkQueue<ObjectKey>> =
         WorkQueue::new("resourcequota_primary", &context.metrics);
-    enqueue_all(&quotas, &queue);
-    recount(&pods, &quotas, &queue);
-    recount(&services, &quotas, &queue);
-    recount(&claims, &quotas, &queue);
+    let charged = Arc::new(Charged::default());
+    follow_quotas(&quotas, &queue, &charged);
+    let clock = context.clock.clone();
+    recount(&pods, &quotas, &queue, move |old, new| {
+        let now = clock.now();
+        of_pod(old, now) != of_pod(new, now) || old.spec != new.spec
+    });
+    recount(&services, &quotas, &queue, |old, new| {
+        of_service(old) != of_service(new)
+    });
+    recount(&claims, &quotas, &queue, |old, new| {
+        of_claim(old) != of_claim(new)
+            || usage::attributes_classes(old) != usage::attributes_classes(new)
+    });
     let counter = Arc::new(Counter {
         client: context.client("resourcequota-controller"),
         context: context.clone(),
@@ -57,6 +75,7 @@ pub async fn run(context: Context) -> anyhow::Result<()> {
         pods,
         services,
         claims,
+        charged,
         counted: Mutex::default(),
     });
     Controller::new("resourcequota-controller", queue)
@@ -69,22 +88,98 @@ pub async fn run(context: Context) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Counts the quotas of a namespace again when an object of it comes, goes, or changes what it costs.
+/// When quotas were last seen to be charged.
+#[derive(Default)]
+struct Charged(parking_lot::Mutex<HashMap<ObjectKey, Instant>>);
+
+impl Charged {
+    /// How long to wait until what was charged can be trusted to be seen; `None` when that is so.
+    fn unsettled(&self, key: &ObjectKey) -> Option<Duration> {
+        let mut all = self.0.lock();
+        let left = SETTLE.saturating_sub(all.get(key)?.elapsed());
+        if left.is_zero() {
+            all.remove(key);
+            return None;
+        }
+        Some(left)
+    }
+}
+
+/// Counts a quota when it is new or asks for something else, and some time after it was charged.
+fn follow_quotas(
+    quotas: &Informer<ResourceQuota>,
+    queue: &Arc<WorkQueue<ObjectKey>>,
+    charged: &Arc<Charged>,
+) {
+    let (queue, charged) = (queue.clone(), charged.clone());
+    quotas.on_event(move |event| {
+        let key = ObjectKey::of(&event.object().metadata);
+        match event {
+            Event::Added { .. } => queue.add(key),
+            Event::Updated { old, new } => {
+                if rises(old, new) {
+                    charged.0.lock().insert(key.clone(), Instant::now());
+                    queue.add_after(key, SETTLE);
+                } else {
+                    queue.add(key);
+                }
+            }
+            Event::Deleted { .. } => drop(charged.0.lock().remove(&key)),
+        }
+    });
+}
+
+/// Whether the only news about a quota is that more of it is used.
+fn rises(old: &ResourceQuota, new: &ResourceQuota) -> bool {
+    let hard = |quota: &ResourceQuota| quota.status.as_ref().and_then(|s| s.hard.clone());
+    let used = |quota: &ResourceQuota| {
+        usage::parse(
+            quota
+                .status
+                .as_ref()
+                .and_then(|status| status.used.as_ref()),
+        )
+    };
+    let (before, after) = (used(old), used(new));
+    old.spec == new.spec
+        && hard(old) == hard(new)
+        && before.len() == after.len()
+        && after
+            .iter()
+            .any(|(name, amount)| before.get(name).is_some_and(|b| amount > b))
+}
+
+/// Counts the quotas of a namespace again when an object of it goes or `differs` in what it costs; a new one is charged
+/// already.
 fn recount<K: Resource + 'static>(
     informer: &Informer<K>,
     quotas: &Informer<ResourceQuota>,
     queue: &Arc<WorkQueue<ObjectKey>>,
+    differs: impl Fn(&K, &K) -> bool + Send + Sync + 'static,
 ) {
     let (quotas, queue) = (quotas.clone(), queue.clone());
     informer.on_event(move |event| {
-        if matches!(event, Event::Added { initial: true, .. }) {
-            return;
-        }
+        let wait = match event {
+            Event::Added { initial: true, .. } => return,
+            Event::Added { .. } => SETTLE,
+            Event::Updated { old, new } => {
+                if !differs(old, new) {
+                    return;
+                }
+                Duration::ZERO
+            }
+            Event::Deleted { .. } => Duration::ZERO,
+        };
         for quota in quotas
             .store()
             .list_namespace(namespace(event.object().meta()))
         {
-            queue.add(ObjectKey::of(&quota.metadata));
+            let key = ObjectKey::of(&quota.metadata);
+            if wait.is_zero() {
+                queue.add(key);
+            } else {
+                queue.add_after(key, wait);
+            }
         }
     });
 }
@@ -115,6 +210,7 @@ struct Counter {
     pods: Informer<Pod>,
     services: Informer<Service>,
     claims: Informer<PersistentVolumeClaim>,
+    charged: Arc<Charged>,
     /// By resource and group.
     counted: Mutex<HashMap<(String, String), Informer<Metadata>>>,
 }
@@ -128,14 +224,26 @@ impl Counter {
             return Ok(Action::Done);
         }
         let spec = quota.spec.clone().unwrap_or_default();
-        let used = self.count(&key.namespace, &spec).await?;
+        let mut used = self.count(&key.namespace, &spec).await?;
+        let stored = usage::parse(
+            quota
+                .status
+                .as_ref()
+                .and_then(|status| status.used.as_ref()),
+        );
+        let mut again = RESYNC;
+        if let Some(left) = self.charged.unsettled(key) {
+            again = left;
+            for (name, amount) in &mut used {
+                *amount = (*amount).max(stored.get(name).copied().unwrap_or(*amount));
+            }
+        }
         let status = ResourceQuotaStatus {
             hard: spec.hard.clone(),
             used: Some(wire(&used)),
         };
         let same = quota.status.as_ref().is_some_and(|old| {
-            usage::parse(old.hard.as_ref()) == usage::parse(status.hard.as_ref())
-                && usage::parse(old.used.as_ref()) == used
+            usage::parse(old.hard.as_ref()) == usage::parse(status.hard.as_ref()) && stored == used
         });
         if !same {
             let api: Api<ResourceQuota> = Api::namespaced(self.client.clone(), &key.namespace);
@@ -149,7 +257,7 @@ impl Counter {
                 written => ignore_not_found(written)?,
             }
         }
-        Ok(Action::RequeueAfter(RESYNC))
+        Ok(Action::RequeueAfter(again))
     }
 
     /// What the namespace uses of what the quota limits.
@@ -161,17 +269,25 @@ impl Counter {
                 add_all(&mut total, of_pod(&pod, now));
             }
         }
-        for service in self.services.store().list_namespace(space) {
-            add_all(&mut total, of_service(&service));
+        // Scopes are about pods, and one about claims: no Service and no other object is in any.
+        let scoped = usage::is_scoped(spec);
+        if !scoped {
+            for service in self.services.store().list_namespace(space) {
+                add_all(&mut total, of_service(&service));
+            }
         }
         for claim in self.claims.store().list_namespace(space) {
-            add_all(&mut total, of_claim(&claim));
+            if usage::covers_claim(spec, &claim) {
+                add_all(&mut total, of_claim(&claim));
+            }
         }
         let mut used = Amounts::new();
         for name in spec.hard.iter().flatten().map(|(name, _)| name) {
             let zero = Quantity::new(0, Format::DecimalSi);
             let amount = match counted_resource(name) {
+                None if !usage::is_counted(name) => continue,
                 None => total.get(name).copied().unwrap_or(zero),
+                Some(_) if scoped => zero,
                 Some((resource, group)) => match self.objects(&resource, &group).await? {
                     // A resource that is not served is not limited.
                     None => continue,
@@ -232,7 +348,7 @@ impl Counter {
                 "{resource}.{group} cannot be listed"
             )));
         }
-        recount(&informer, &self.quotas, &self.queue);
+        recount(&informer, &self.quotas, &self.queue, |_, _| false);
         counted.insert(key, informer.clone());
         Ok(Some(informer))
     }
@@ -241,6 +357,57 @@ impl Counter {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_charge_is_told_from_other_news() {
+        let quota = |hard: &str, status: Option<(&str, &str)>| -> ResourceQuota {
+            let status = status.map(
+                |(hard, used)| serde_json::json!({"hard": {"pods": hard}, "used": {"pods": used}}),
+            );
+            serde_json::from_value(
+                serde_json::json!({"spec": {"hard": {"pods": hard}}, "status": status}),
+            )
+            .expect("a quota")
+        };
+        let cases = [
+            (
+                quota("3", Some(("3", "1"))),
+                quota("3", Some(("3", "2"))),
+                true,
+            ),
+            (
+                quota("3", Some(("3", "2"))),
+                quota("3", Some(("3", "1"))),
+                false,
+            ),
+            (quota("3", None), quota("3", Some(("3", "1"))), false),
+            (
+                quota("3", Some(("3", "1"))),
+                quota("4", Some(("3", "2"))),
+                false,
+            ),
+            (
+                quota("3", Some(("3", "1"))),
+                quota("3", Some(("4", "2"))),
+                false,
+            ),
+        ];
+        for (old, new, expected) in cases {
+            assert_eq!(rises(&old, &new), expected, "{old:?} {new:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn charges_settle() {
+        let charged = Charged::default();
+        let key = ObjectKey::new("n", "q");
+        assert_eq!(charged.unsettled(&key), None);
+        charged.0.lock().insert(key.clone(), Instant::now());
+        assert_eq!(charged.unsettled(&key), Some(SETTLE));
+        tokio::time::advance(SETTLE).await;
+        assert_eq!(charged.unsettled(&key), None);
+        assert!(charged.0.lock().is_empty());
+    }
 
     #[test]
     fn hard_names_say_what_is_counted() {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{
-    Container, PersistentVolumeClaim, Pod, PodSpec, ResourceQuotaSpec,
+    Container, ContainerStatus, PersistentVolumeClaim, Pod, PodSpec, ResourceQuotaSpec,
     ScopedResourceSelectorRequirement, Service,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as WireQuantity;
@@ -104,6 +104,33 @@ fn takes_resources(pod: &Pod, now: Timestamp) -> bool {
     !is_terminal(pod) && !overdue
 }
 
+/// The status of a container that says what it has.
+fn status_of<'a>(pod: &'a Pod, container: &Container) -> Option<&'a ContainerStatus> {
+    let status = pod.status.as_ref()?;
+    let all = status.container_statuses.iter().flatten();
+    all.chain(status.init_container_statuses.iter().flatten())
+        .find(|one| one.name == container.name && one.resources.is_some())
+}
+
+/// Whether a resize was asked for that the node cannot do.
+fn is_infeasible(pod: &Pod) -> bool {
+    let conditions = pod.status.as_ref().and_then(|s| s.conditions.as_deref());
+    conditions
+        .unwrap_or_default()
+        .iter()
+        .find(|condition| condition.type_ == "PodResizePending")
+        .is_some_and(|condition| condition.reason.as_deref() == Some("Infeasible"))
+}
+
+/// Of the resources of a pod as a whole, those that can be set so.
+fn pod_level(list: Option<&BTreeMap<String, WireQuantity>>) -> Amounts {
+    let mut given = parse(list);
+    given.retain(|name, _| {
+        matches!(name.as_str(), "cpu" | "memory") || name.starts_with("hugepages-")
+    });
+    given
+}
+
 /// The cost of a pod.
 pub fn of_pod(pod: &Pod, now: Timestamp) -> Amounts {
     let mut amounts = Amounts::from([("count/pods".to_owned(), one())]);
@@ -113,7 +140,22 @@ pub fn of_pod(pod: &Pod, now: Timestamp) -> Amounts {
     add(&mut amounts, "pods", one());
     // As component-helpers `PodRequests` and `PodLimits`: overhead adds to a limit only where there is one.
     let overhead = parse(spec.overhead.as_ref());
-    let mut requested = together(spec, requests);
+    let effective = |container: &Container| {
+        let asked = requests(container);
+        let Some(status) = status_of(pod, container) else {
+            return asked;
+        };
+        let mut needed = parse(status.resources.as_ref().and_then(|r| r.requests.as_ref()));
+        most(&mut needed, &parse(status.allocated_resources.as_ref()));
+        if !is_infeasible(pod) {
+            most(&mut needed, &asked);
+        }
+        needed
+    };
+    let mut requested = together(spec, effective);
+    requested.extend(pod_level(
+        spec.resources.as_ref().and_then(|r| r.requests.as_ref()),
+    ));
     add_all(&mut requested, overhead.clone());
     for (name, amount) in requested {
         let native = matches!(name.as_str(), "cpu" | "memory" | "ephemeral-storage");
@@ -122,7 +164,22 @@ pub fn of_pod(pod: &Pod, now: Timestamp) -> Amounts {
         }
         add(&mut amounts, format!("requests.{name}"), amount);
     }
-    for (name, mut amount) in together(spec, limits) {
+    let effective = |container: &Container| {
+        let asked = limits(container);
+        let Some(status) = status_of(pod, container) else {
+            return asked;
+        };
+        let mut granted = parse(status.resources.as_ref().and_then(|r| r.limits.as_ref()));
+        if !is_infeasible(pod) {
+            most(&mut granted, &asked);
+        }
+        granted
+    };
+    let mut limited = together(spec, effective);
+    limited.extend(pod_level(
+        spec.resources.as_ref().and_then(|r| r.limits.as_ref()),
+    ));
+    for (name, mut amount) in limited {
         if let Some(more) = overhead.get(&name) {
             amount.add(*more);
         }
@@ -174,7 +231,11 @@ pub fn of_claim(claim: &PersistentVolumeClaim) -> Amounts {
         .as_ref()
         .and_then(|status| status.allocated_resources.as_ref());
     let granted = parse(granted).remove("storage");
-    let storage = storage.max(granted);
+    let storage = storage.map(|asked| {
+        let mut most = granted.map_or(asked, |granted| asked.max(granted));
+        most.round_up_to(0);
+        most
+    });
     let mut amounts = Amounts::from([
         ("count/persistentvolumeclaims".to_owned(), one()),
         ("persistentvolumeclaims".to_owned(), one()),
@@ -201,22 +262,100 @@ pub fn of_claim(claim: &PersistentVolumeClaim) -> Amounts {
     amounts
 }
 
+/// The VolumeAttributesClasses that a claim has, wants, or is on the way to.
+pub fn attributes_classes(claim: &PersistentVolumeClaim) -> Vec<&str> {
+    let spec = claim.spec.as_ref();
+    let status = claim.status.as_ref();
+    let given = [
+        spec.and_then(|spec| spec.volume_attributes_class_name.as_deref()),
+        status.and_then(|status| status.current_volume_attributes_class_name.as_deref()),
+        status.and_then(|status| {
+            let modify = status.modify_volume_status.as_ref()?;
+            modify.target_volume_attributes_class_name.as_deref()
+        }),
+    ];
+    let mut classes: Vec<&str> = given
+        .into_iter()
+        .flatten()
+        .filter(|class| !class.is_empty())
+        .collect();
+    classes.sort_unstable();
+    classes.dedup();
+    classes
+}
+
+/// Whether a quota is only about some objects.
+pub fn is_scoped(quota: &ResourceQuotaSpec) -> bool {
+    quota.scopes.iter().flatten().next().is_some() || selected(quota).next().is_some()
+}
+
+fn selected(quota: &ResourceQuotaSpec) -> impl Iterator<Item = &ScopedResourceSelectorRequirement> {
+    let selector = quota.scope_selector.iter();
+    selector.flat_map(|selector| selector.match_expressions.iter().flatten())
+}
+
+/// Whether a quota covers a claim (upstream `pvcMatchesScopeFunc`).
+pub fn covers_claim(quota: &ResourceQuotaSpec, claim: &PersistentVolumeClaim) -> bool {
+    let scope = |name: &str| name == "VolumeAttributesClass";
+    let classes = attributes_classes(claim);
+    let plain = quota.scopes.iter().flatten();
+    plain.clone().all(|name| scope(name) && !classes.is_empty())
+        && selected(quota).all(|wanted| {
+            let values = wanted.values.as_deref().unwrap_or_default();
+            let listed = |class: &&str| values.iter().any(|value| value == class);
+            scope(&wanted.scope_name)
+                && match wanted.operator.as_str() {
+                    "In" => classes.iter().any(listed),
+                    "NotIn" => classes.is_empty() || !classes.iter().all(listed),
+                    "Exists" => !classes.is_empty(),
+                    "DoesNotExist" => classes.is_empty(),
+                    _ => false,
+                }
+        })
+}
+
+/// Whether a hard limit's name is one that pods, Services or claims are counted under (upstream `MatchingResources`).
+pub fn is_counted(name: &str) -> bool {
+    const NAMES: [&str; 16] = [
+        "count/persistentvolumeclaims",
+        "count/pods",
+        "count/services",
+        "cpu",
+        "ephemeral-storage",
+        "limits.cpu",
+        "limits.ephemeral-storage",
+        "limits.memory",
+        "memory",
+        "persistentvolumeclaims",
+        "pods",
+        "requests.cpu",
+        "requests.ephemeral-storage",
+        "requests.memory",
+        "requests.storage",
+        "services",
+    ];
+    let extended = name.contains('/') && !name.contains("kubernetes.io/");
+    NAMES.contains(&name)
+        || matches!(name, "services.nodeports" | "services.loadbalancers")
+        || name.starts_with("hugepages-")
+        || name.starts_with("requests.hugepages-")
+        || (name.starts_with("requests.")
+            && (extended || name.starts_with("requests.deviceclass.resource.kubernetes.io/")))
+        || name.ends_with(".storageclass.storage.k8s.io/persistentvolumeclaims")
+        || name.ends_with(".storageclass.storage.k8s.io/requests.storage")
+}
+
 /// Whether a quota covers a pod (upstream `podMatchesScopeFunc`).
 pub fn covers(quota: &ResourceQuotaSpec, pod: &Pod) -> bool {
     let Some(spec) = &pod.spec else {
         return false;
     };
-    let selected = quota
-        .scope_selector
-        .iter()
-        .flat_map(|s| s.match_expressions.iter().flatten());
     quota
         .scopes
         .iter()
         .flatten()
         .all(|scope| in_scope(scope, None, spec))
-        && selected
-            .into_iter()
+        && selected(quota)
             .all(|requirement| in_scope(&requirement.scope_name, Some(requirement), spec))
 }
 
