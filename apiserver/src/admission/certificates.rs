@@ -9,6 +9,7 @@ use keelson_machinery::value;
 
 use super::node::csr_subject;
 use super::{AdmissionRequest, Operation, Plugin};
+use crate::authz::escalation::only_gc_fields_change;
 use crate::authz::{Attributes, Authorizer, Decision};
 use crate::request::{RequestInfo, UserInfo};
 
@@ -112,6 +113,45 @@ impl Plugin for CertificateSigning {
         }
         Err(request.forbidden(format!(
             "user not permitted to sign requests with signerName {}",
+            quote(signer)
+        )))
+    }
+}
+
+/// ClusterTrustBundleAttest: who may speak for a signer may publish what it trusts.
+pub(super) struct ClusterTrustBundleAttest {
+    pub(super) authorizer: Arc<dyn Authorizer>,
+}
+
+#[async_trait]
+impl Plugin for ClusterTrustBundleAttest {
+    fn name(&self) -> &'static str {
+        "ClusterTrustBundleAttest"
+    }
+
+    async fn validate(&self, request: &mut AdmissionRequest) -> Result<(), ApiError> {
+        let writes = matches!(request.operation, Operation::Create | Operation::Update);
+        if !writes || !request.is(GROUP, "clustertrustbundles", "") {
+            return Ok(());
+        }
+        let Some(bundle) = &request.object else {
+            return Ok(());
+        };
+        // The signer's name cannot be changed, so that of the new state is the one.
+        let signer = value::str_or_empty(bundle, &["spec", "signerName"]);
+        let same = request.operation == Operation::Update
+            && request
+                .old_object
+                .as_deref()
+                .is_some_and(|old| only_gc_fields_change(bundle, old));
+        if signer.is_empty()
+            || same
+            || authorized(self.authorizer.as_ref(), &request.user, "attest", signer).await
+        {
+            return Ok(());
+        }
+        Err(request.forbidden(format!(
+            "user not permitted to attest for signerName {}",
             quote(signer)
         )))
     }

@@ -3,6 +3,7 @@
 //! First every plugin may change the object ([`Plugin::admit`]), then, when the object is final and valid, every plugin
 //! may refuse it ([`Plugin::validate`]). [`plugins`] builds the list that a server runs.
 
+mod bound_pod;
 mod certificates;
 mod limit_ranger;
 mod namespace;
@@ -271,6 +272,12 @@ fn own(dependencies: &Dependencies) -> Vec<Arc<dyn Plugin>> {
             authorizer: authorizer.clone(),
         }),
         Arc::new(certificates::CertificateSubjectRestriction),
+        Arc::new(certificates::ClusterTrustBundleAttest {
+            authorizer: authorizer.clone(),
+        }),
+        Arc::new(bound_pod::PodTopologyLabels { objects: objects() }),
+        Arc::new(bound_pod::PodResizeValidator { objects: objects() }),
+        Arc::new(bound_pod::NodeDeclaredFeatureValidator { objects: objects() }),
         Arc::new(storage::DefaultIngressClass { objects: objects() }),
     ]
 }

@@ -179,7 +179,7 @@ impl EscalationCheck {
 }
 
 /// Whether an update only touches what the garbage collector may (`IsOnlyMutatingGCFields`).
-fn only_gc_fields_change(object: &Value, old: &Value) -> bool {
+pub(crate) fn only_gc_fields_change(object: &Value, old: &Value) -> bool {
     let without = |object: &Value| {
         let mut copy = object.clone();
         for field in ["ownerReferences", "finalizers", "selfLink", "managedFields"] {
