@@ -45,6 +45,18 @@ impl Programs {
             .map_err(|why| println!("SKIPPED: needs a real cluster: {why}"))
             .ok()
     }
+
+    /// The keelson binary, for tests that need no whole cluster.
+    pub fn keelson(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(&self.keelson);
+        command.args(args);
+        command
+    }
+
+    /// Where kubectl is.
+    pub fn kubectl(&self) -> &Path {
+        &self.kubectl
+    }
 }
 
 /// A running cluster.
