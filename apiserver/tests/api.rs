@@ -15,6 +15,8 @@
 //! @ name path                remembers what stands there as ${name} for later cases of the file
 //! ```
 
+mod gnostic;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -493,4 +495,80 @@ async fn protobuf_both_ways() {
         .expect("a type");
     let status = protobuf::decode_object(&answer.bytes, status).expect("a Status");
     assert_eq!(at(&status, "reason"), Some(&"NotFound".into()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn openapi_v2_in_protobuf_says_what_it_says_in_json() {
+    use prost::Message;
+
+    let harness = Harness::start().await;
+    let get = |accept: &'static str| {
+        http::Request::get("/openapi/v2")
+            .header("accept", accept)
+            .body(Full::<Bytes>::default())
+            .expect("a request")
+    };
+    let json = harness.send(None, get("application/json")).await;
+    // What kubectl sends.
+    let binary = harness
+        .send(
+            None,
+            get("application/com.github.proto-openapi.spec.v2@v1.0+protobuf"),
+        )
+        .await;
+    assert_eq!((json.code, binary.code), (200, 200));
+    assert_eq!(json.headers["etag"], binary.headers["etag"]);
+    assert_eq!(
+        binary.headers["content-type"],
+        "application/com.github.proto-openapi.spec.v2.v1.0+protobuf"
+    );
+    let document = gnostic::Document::decode(binary.bytes).expect("a document");
+    assert_eq!(document.swagger, "2.0");
+    assert_eq!(
+        json.json["info"]["title"],
+        document.info.expect("info").title
+    );
+
+    let definitions = document.definitions.expect("definitions").entries;
+    let theirs = json.json["definitions"].as_object().expect("definitions");
+    assert_eq!(definitions.len(), theirs.len());
+    for entry in definitions {
+        let schema = gnostic::json::schema(entry.value.as_ref().expect("a schema"));
+        assert_eq!(schema, theirs[&entry.name], "{}", entry.name);
+    }
+
+    let paths = document.paths.expect("paths").path;
+    let theirs = json.json["paths"].as_object().expect("paths");
+    assert_eq!(paths.len(), theirs.len());
+    for entry in paths {
+        let item = entry.value.expect("a path item");
+        let theirs = theirs[&entry.name].as_object().expect("an item");
+        let operations = [
+            ("get", &item.get),
+            ("put", &item.put),
+            ("post", &item.post),
+            ("delete", &item.delete),
+            ("options", &item.options),
+            ("head", &item.head),
+            ("patch", &item.patch),
+        ];
+        for (method, operation) in operations {
+            let ours = operation.as_ref().map(gnostic::json::operation);
+            let wanted = theirs.get(method).cloned();
+            assert_eq!(ours, wanted, "{method} {}", entry.name);
+        }
+        let parameters: Vec<Value> = item
+            .parameters
+            .iter()
+            .map(gnostic::json::parameter)
+            .collect();
+        let wanted = theirs
+            .get("parameters")
+            .cloned()
+            .unwrap_or(Value::Array(Vec::new()));
+        assert_eq!(Value::Array(parameters), wanted, "{}", entry.name);
+    }
+
+    let neither = harness.send(None, get("application/cbor")).await;
+    assert_eq!(neither.code, 406);
 }

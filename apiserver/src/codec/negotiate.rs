@@ -138,10 +138,11 @@ struct Clause {
 
 impl Clause {
     fn matches(&self, format: Format) -> bool {
-        let (main, sub) = format
-            .media_type()
-            .split_once('/')
-            .unwrap_or((format.media_type(), ""));
+        self.takes(format.media_type())
+    }
+
+    fn takes(&self, media_type: &str) -> bool {
+        let (main, sub) = media_type.split_once('/').unwrap_or((media_type, ""));
         (self.main == "*" || self.main.eq_ignore_ascii_case(main))
             && (self.sub == "*" || self.sub.eq_ignore_ascii_case(sub))
     }
@@ -186,7 +187,19 @@ impl Clause {
     }
 }
 
-/// Clauses in falling order of quality, else in the header's order.
+/// Which of the offered media types an Accept header asks for first; an empty header takes anything.
+pub fn preferred(accept: &str, offered: &[&str]) -> Option<usize> {
+    if accept.is_empty() {
+        return (!offered.is_empty()).then_some(0);
+    }
+    let clauses = parse_accept(accept);
+    let mut found = clauses
+        .iter()
+        .filter_map(|clause| offered.iter().position(|media| clause.takes(media)));
+    found.next()
+}
+
+/// Clauses in falling order of quality, wildcards last, else in the header's order.
 fn parse_accept(text: &str) -> Vec<Clause> {
     let mut clauses: Vec<Clause> = text
         .split(',')
@@ -217,7 +230,12 @@ fn parse_accept(text: &str) -> Vec<Clause> {
             })
         })
         .collect();
-    clauses.sort_by(|a, b| b.quality.total_cmp(&a.quality));
+    clauses.sort_by(|a, b| {
+        let wild = |c: &Clause| (c.main == "*", c.sub == "*");
+        b.quality
+            .total_cmp(&a.quality)
+            .then_with(|| wild(a).cmp(&wild(b)))
+    });
     clauses
 }
 

@@ -5,6 +5,7 @@ mod paths;
 mod schemas;
 pub mod serve;
 mod v2;
+mod v2_proto;
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
@@ -20,32 +21,68 @@ use parking_lot::Mutex;
 use serde_json::json;
 use sha2::{Digest, Sha512};
 
+/// How a document is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// JSON, for both versions.
+    Json,
+    /// The messages of `gnostic-models`, for version 2.
+    Protobuf,
+}
+
+impl Form {
+    /// What the `Content-Type` header says.
+    pub fn media_type(self) -> &'static str {
+        match self {
+            Form::Json => "application/json",
+            Form::Protobuf => "application/com.github.proto-openapi.spec.v2.v1.0+protobuf",
+        }
+    }
+
+    /// The media types by which clients ask for it.
+    fn asked_as(self) -> &'static [&'static str] {
+        match self {
+            Form::Json => &["application/json"],
+            Form::Protobuf => &[
+                "application/com.github.proto-openapi.spec.v2@v1.0+protobuf",
+                "application/com.github.proto-openapi.spec.v2.v1.0+protobuf",
+            ],
+        }
+    }
+}
+
 /// An answer to a request for a document.
 #[derive(Clone, Debug)]
 pub struct Document {
-    /// The JSON, gzip-compressed.
+    /// The content, gzip-compressed.
     gzip: Bytes,
+    /// The media type of the content.
+    pub media_type: &'static str,
     /// What names this content: the `hash` of the index, and the value of the `ETag` header once quoted.
     pub hash: String,
 }
 
 impl Document {
-    fn new(value: &Value, hash: String) -> std::io::Result<Self> {
+    fn new(value: &Value, hash: String, form: Form) -> std::io::Result<Self> {
         let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
-        serde_json::to_writer(&mut encoder, value)?;
+        match form {
+            Form::Json => serde_json::to_writer(&mut encoder, value)?,
+            Form::Protobuf => encoder.write_all(&v2_proto::encode(value))?,
+        }
         encoder.flush()?;
         Ok(Document {
             gzip: encoder.finish()?.into(),
+            media_type: form.media_type(),
             hash,
         })
     }
 
-    /// The JSON compressed, for clients that accept `gzip`.
+    /// The content compressed, for clients that accept `gzip`.
     pub fn gzip(&self) -> Bytes {
         self.gzip.clone()
     }
 
-    /// The JSON as it is.
+    /// The content as it is.
     pub fn identity(&self) -> std::io::Result<Bytes> {
         let mut out = Vec::new();
         GzDecoder::new(&self.gzip[..]).read_to_end(&mut out)?;
@@ -156,7 +193,7 @@ impl OpenApi {
     /// The index as a document.
     pub fn index_document(&self, catalog: &Catalog) -> std::io::Result<Document> {
         let hash = self.hash("v3", catalog.rows());
-        self.kept("v3", hash, || self.index(catalog))
+        self.kept("v3", hash, Form::Json, || self.index(catalog))
     }
 
     /// The document at `path` (what follows `/openapi/v3/`, without the query); `None` where there is none.
@@ -165,13 +202,17 @@ impl OpenApi {
         let subject = Subject::parse(path)?;
         let rows = subject.rows(catalog)?;
         let hash = self.hash(path, &rows);
-        Some(self.kept(path, hash, || self.build(subject, &rows)))
+        Some(self.kept(path, hash, Form::Json, || self.build(subject, &rows)))
     }
 
-    /// `/openapi/v2`: all group versions in one document of the older form.
-    pub fn v2(&self, catalog: &Catalog) -> std::io::Result<Document> {
+    /// `/openapi/v2`: all group versions in one document of the older version. Both forms have one hash.
+    pub fn v2(&self, catalog: &Catalog, form: Form) -> std::io::Result<Document> {
         let hash = self.hash("v2", catalog.rows());
-        self.kept("v2", hash, || v2::document(catalog, &self.version))
+        let name = match form {
+            Form::Json => "v2",
+            Form::Protobuf => "v2 protobuf",
+        };
+        self.kept(name, hash, form, || v2::document(catalog, &self.version))
     }
 
     /// What was built before for the same content, or what `build` makes. Two requests at once may both build.
@@ -179,6 +220,7 @@ impl OpenApi {
         &self,
         path: &str,
         hash: String,
+        form: Form,
         build: impl FnOnce() -> Value,
     ) -> std::io::Result<Document> {
         if let Some(kept) = self.kept.lock().get(path)
@@ -186,7 +228,7 @@ impl OpenApi {
         {
             return Ok(kept.clone());
         }
-        let document = Document::new(&build(), hash)?;
+        let document = Document::new(&build(), hash, form)?;
         self.kept.lock().insert(path.to_owned(), document.clone());
         Ok(document)
     }

@@ -9,9 +9,9 @@ use jiff::Timestamp;
 use jiff::ToSpan;
 use keelson_machinery::status::ApiError;
 
-use super::{Document, OpenApi};
+use super::{Document, Form, OpenApi};
 use crate::body::{Response, full};
-use crate::codec::negotiate::header_text;
+use crate::codec::negotiate::{header_text, preferred};
 use crate::registry::Table;
 
 /// What a request says of the document it wants.
@@ -31,16 +31,20 @@ pub async fn answer(
     headers: &HeaderMap,
     now: Timestamp,
 ) -> Option<Result<Response, ApiError>> {
-    if !accepts_json(headers) {
+    let path = wanted.path.clone();
+    let offered: &[Form] = match path.trim_end_matches('/') {
+        "/openapi/v2" => &[Form::Json, Form::Protobuf],
+        _ => &[Form::Json],
+    };
+    let Some(form) = negotiate(headers, offered) else {
         let mut response = HttpResponse::new(full(Bytes::new()));
         *response.status_mut() = StatusCode::NOT_ACCEPTABLE;
         return Some(Ok(response));
-    }
-    let path = wanted.path.clone();
+    };
     let found = tokio::task::spawn_blocking(move || {
         let catalog = table.catalog();
         match path.trim_end_matches('/') {
-            "/openapi/v2" => Some(openapi.v2(catalog)),
+            "/openapi/v2" => Some(openapi.v2(catalog, form)),
             "/openapi/v3" => Some(openapi.index_document(catalog)),
             path => openapi.document(catalog, path.strip_prefix("/openapi/v3/")?),
         }
@@ -78,7 +82,7 @@ fn respond(
     if known.split(',').any(|tag| tag.trim() == document.etag()) {
         return Ok(response(StatusCode::NOT_MODIFIED, Bytes::new(), extra));
     }
-    extra.push((header::CONTENT_TYPE, "application/json".to_owned()));
+    extra.push((header::CONTENT_TYPE, document.media_type.to_owned()));
     let body = if accepts_gzip(headers) {
         extra.push((header::CONTENT_ENCODING, "gzip".to_owned()));
         document.gzip()
@@ -106,14 +110,16 @@ fn a_year_after(now: Timestamp) -> String {
     then.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string()
 }
 
-/// Whether the client takes JSON. Upstream also has a protobuf form, which current clients do without.
-fn accepts_json(headers: &HeaderMap) -> bool {
+/// The first of the offered forms that the client's best clause takes.
+fn negotiate(headers: &HeaderMap, offered: &[Form]) -> Option<Form> {
     let accept = header_text(headers, header::ACCEPT);
-    accept.is_empty()
-        || accept.split(',').any(|range| {
-            let media = range.split(';').next().unwrap_or_default().trim();
-            matches!(media, "application/json" | "application/*" | "*/*" | "*")
-        })
+    let media: Vec<(&str, Form)> = offered
+        .iter()
+        .flat_map(|form| form.asked_as().iter().map(|media| (*media, *form)))
+        .collect();
+    let names: Vec<&str> = media.iter().map(|(name, _)| *name).collect();
+    let chosen = preferred(&accept, &names)?;
+    media.get(chosen).map(|(_, form)| *form)
 }
 
 fn accepts_gzip(headers: &HeaderMap) -> bool {
@@ -175,18 +181,32 @@ mod tests {
 
     #[test]
     fn what_clients_accept() {
-        for (accept, want) in [
-            ("", true),
-            ("application/json", true),
-            ("application/vnd.kubernetes.protobuf, */*;q=0.5", true),
+        let (json, protobuf) = (Some(Form::Json), Some(Form::Protobuf));
+        for (accept, v2, v3) in [
+            ("", json, json),
+            ("application/json", json, json),
+            ("application/vnd.kubernetes.protobuf, */*;q=0.5", json, json),
             (
                 "application/com.github.proto-openapi.spec.v2@v1.0+protobuf",
-                false,
+                protobuf,
+                None,
+            ),
+            (
+                "application/json;q=0.2,application/com.github.proto-openapi.spec.v2.v1.0+protobuf",
+                protobuf,
+                json,
+            ),
+            (
+                "*/*,application/com.github.proto-openapi.spec.v2@v1.0+protobuf",
+                protobuf,
+                json,
             ),
         ] {
             let mut headers = HeaderMap::new();
             headers.insert(header::ACCEPT, HeaderValue::from_static(accept));
-            assert_eq!(accepts_json(&headers), want, "{accept}");
+            let both = [Form::Json, Form::Protobuf];
+            assert_eq!(negotiate(&headers, &both), v2, "{accept}");
+            assert_eq!(negotiate(&headers, &[Form::Json]), v3, "{accept}");
         }
     }
 }

@@ -149,7 +149,7 @@ fn paths_to_documents() {
 #[test]
 fn version_2_has_all_group_versions() {
     let document = OpenApi::new("v1.36.2")
-        .v2(Catalog::builtin())
+        .v2(Catalog::builtin(), Form::Json)
         .expect("builds");
     let got: Value = serde_json::from_slice(&document.identity().expect("gzip")).expect("JSON");
     let text = got.to_string();

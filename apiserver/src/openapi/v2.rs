@@ -4,7 +4,7 @@ use keelson_machinery::catalog::Catalog;
 use keelson_machinery::value::{Object, Value};
 use serde_json::json;
 
-use super::{paths, schemas};
+use super::{paths, schemas, v2_proto};
 
 /// The document of all of `catalog`.
 pub(super) fn document(catalog: &Catalog, version: &str) -> Value {
@@ -82,7 +82,20 @@ fn turn_schema(schema: &mut Value) {
             if let Some(Value::String(target)) = members.get_mut("$ref") {
                 *target = target.replace(schemas::PREFIX, "#/definitions/");
             }
-            members.values_mut().for_each(turn_schema);
+            members.retain(|name, _| v2_proto::schema_knows(name));
+            for (name, value) in members {
+                match name.as_str() {
+                    // Names chosen by the type's author, each with a schema.
+                    "properties" => {
+                        let properties = value.as_object_mut().into_iter();
+                        properties
+                            .flat_map(Object::values_mut)
+                            .for_each(turn_schema);
+                    }
+                    "items" | "additionalProperties" => turn_schema(value),
+                    _ => {}
+                }
+            }
         }
         Value::Array(items) => items.iter_mut().for_each(turn_schema),
         _ => {}
