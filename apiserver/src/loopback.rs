@@ -38,6 +38,7 @@ impl Loopback {
             .uri(path)
             .header(http::header::CONTENT_TYPE, "application/json")
             .header(http::header::ACCEPT, "application/json")
+            .header(http::header::USER_AGENT, "kube-apiserver")
             .body(full(bytes.unwrap_or_default()))
             .map_err(ApiError::internal)?;
         let connection = ConnectionInfo {

@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use http::StatusCode;
+use keelson_machinery::apply::path::PathElement;
+use keelson_machinery::apply::scale::{SCALE_API_VERSION, ScaleFields};
 use keelson_machinery::meta::{self, GroupKind};
 use keelson_machinery::schema::{Schema, Type};
 use keelson_machinery::selector::LabelSelector;
@@ -57,7 +59,8 @@ pub async fn scale(call: &mut Call, body: RequestBody) -> Result<Response, ApiEr
         "patch" => {
             let kind = PatchType::of(&call.parts.headers)?;
             let body = read_body(body).await?;
-            let options = WriteOptions::read(&call.query, "PatchOptions", false)?;
+            let options =
+                WriteOptions::read(&call.query, "PatchOptions", kind == PatchType::Apply)?;
             let patch = Patch::read(kind, &body, options.field_validation)?;
             write(call, &output, &options, Wanted::Patch(patch)).await
         }
@@ -115,6 +118,28 @@ struct Scaling {
     wanted: Wanted,
     served: Arc<Served>,
     uid: Option<String>,
+    force: bool,
+}
+
+/// The entries of a workload while its scale is written. Its replicas are in the same place in all versions that
+/// upstream knows (`replicasPathInDeployment` and its siblings).
+fn scale_fields(served: &Served, object: &Value) -> Result<ScaleFields, ApiError> {
+    let group = &served.row.group;
+    let versions: &[&str] = match group.as_str() {
+        "apps" => &["v1", "v1beta1", "v1beta2"],
+        _ => &["v1"],
+    };
+    let replicas = ["spec", "replicas"].map(PathElement::field);
+    let paths = versions
+        .iter()
+        .map(|version| {
+            (
+                keelson_machinery::catalog::api_version(group, version),
+                Some(replicas.to_vec()),
+            )
+        })
+        .collect();
+    ScaleFields::new(object, &served.api_version(), paths).map_err(ApiError::internal)
 }
 
 async fn write(
@@ -140,6 +165,7 @@ async fn write(
         wanted,
         served: served.clone(),
         uid,
+        force: value::get_bool(&options.object, &["force"]).unwrap_or(false),
     };
     // The strategy sees a plain update of the workload: status stays, the generation grows.
     let mut context = call.context(&served, options.dry_run);
@@ -166,11 +192,26 @@ impl Change for Scaling {
         let Some(current) = current else {
             return Err(ApiError::internal("scaling does not create"));
         };
-        let old = scale_of(&self.served, current)?;
+        let mut old = scale_of(&self.served, current)?;
+        let fields = scale_fields(&self.served, current)?;
+        fields.show(&mut old);
+        let of = scale_type()?;
+        let (tracker, force) = (&self.tracker, self.force);
         let mut warnings = Vec::new();
         let wanted = match &self.wanted {
-            Wanted::Object(scale) => scale.clone(),
-            Wanted::Patch(patch) => patch.apply(&old, scale_type()?, &mut warnings)?,
+            Wanted::Patch(patch) if patch.is_apply() => {
+                patch.merged("Scale", SCALE_API_VERSION, of, &mut warnings, |config| {
+                    tracker.apply_scale(of, &old, config, force)
+                })?
+            }
+            other => {
+                let mut wanted = match other {
+                    Wanted::Object(scale) => scale.clone(),
+                    Wanted::Patch(patch) => patch.apply(&old, of, &mut warnings)?,
+                };
+                tracker.track_scale(of, &mut wanted, &old);
+                wanted
+            }
         };
         for warning in warnings {
             self.admission.warn(warning);
@@ -191,10 +232,10 @@ impl Change for Scaling {
         }
         self.admission.validate(Some(&wanted), Some(old)).await?;
         let mut object = Value::clone(current);
-        if value::get_i64(&object, &["spec", "replicas"]) != Some(replicas) {
-            value::set(&mut object, &["spec", "replicas"], replicas);
-            self.tracker.track_scale(&mut object);
-        }
+        value::set(&mut object, &["spec", "replicas"], replicas);
+        fields
+            .take_back(&wanted, &mut object)
+            .map_err(ApiError::internal)?;
         let revision = meta::resource_version(&wanted);
         if revision.is_empty() {
             meta::remove(&mut object, "resourceVersion");

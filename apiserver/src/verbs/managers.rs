@@ -3,9 +3,11 @@
 
 use std::sync::Arc;
 
-use keelson_machinery::apply::{self, ManagedFields, Manager, Operation, Owned, Set, Write};
+use keelson_machinery::apply::scale::SCALE_API_VERSION;
+use keelson_machinery::apply::{self, Set, Write};
 use keelson_machinery::clock::Clock;
 use keelson_machinery::meta;
+use keelson_machinery::schema::Type;
 use keelson_machinery::status::ApiError;
 use keelson_machinery::time;
 use keelson_machinery::value::{self, Value};
@@ -123,33 +125,30 @@ impl Tracker {
         apply::apply(live, config, &self.write(&now), force)
     }
 
-    /// Notes that the `scale` subresource changed `spec.replicas` of a workload in the storage version.
-    pub fn track_scale(&self, object: &mut Value) {
-        let Ok(mut managed) = ManagedFields::decode(object) else {
-            return;
-        };
-        if managed.0.is_empty() {
-            return;
+    fn scale_write<'a>(&'a self, of: &'static Type, now: &'a str) -> Write<'a> {
+        Write {
+            object_type: of,
+            api_version: SCALE_API_VERSION,
+            ..self.write(now)
         }
-        let replicas = Set::of_fields(&[&["spec", "replicas"]]);
-        for owned in managed.0.values_mut() {
-            owned.set = owned.set.difference(&replicas);
-        }
-        managed.0.retain(|_, owned| !owned.set.is_empty());
-        managed.0.insert(
-            Manager::new(
-                &self.manager,
-                Operation::Update,
-                &self.api_version,
-                &self.subresource,
-            ),
-            Owned {
-                api_version: self.api_version.clone(),
-                set: replicas,
-                time: Some(time::format(self.clock.now())),
-            },
-        );
-        managed.encode(object);
+    }
+
+    /// Sets the managed fields of a Scale (of this type) that replaces `current`.
+    pub fn track_scale(&self, of: &'static Type, scale: &mut Value, current: &Value) {
+        let now = time::format(self.clock.now());
+        apply::track(current, scale, &self.scale_write(of, &now));
+    }
+
+    /// Applies a configuration to a Scale (of this type).
+    pub fn apply_scale(
+        &self,
+        of: &'static Type,
+        current: &Value,
+        config: &Value,
+        force: bool,
+    ) -> Result<Value, ApiError> {
+        let now = time::format(self.clock.now());
+        apply::apply(current, config, &self.scale_write(of, &now), force)
     }
 }
 

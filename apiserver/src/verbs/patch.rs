@@ -101,6 +101,57 @@ impl Patch {
         })
     }
 
+    /// Whether this is a configuration to apply.
+    pub fn is_apply(&self) -> bool {
+        self.kind == PatchType::Apply
+    }
+
+    /// Server-side apply (upstream `applyPatcher`): `merge` makes the next state from the configuration, which must be
+    /// of this kind; duplicate fields become `warnings` or an error.
+    pub fn merged(
+        &self,
+        kind: &str,
+        api_version: &str,
+        of: &'static Type,
+        warnings: &mut Vec<String>,
+        merge: impl FnOnce(&Value) -> Result<Value, ApiError>,
+    ) -> Result<Value, ApiError> {
+        let config = &self.document;
+        let text = |name: &str| value::str_or_empty(config, &[name]);
+        if text("kind") != kind || text("apiVersion") != api_version {
+            return Err(ApiError::bad_request(format!(
+                "invalid object type: {}, Kind={}",
+                text("apiVersion"),
+                text("kind")
+            )));
+        }
+        let applied = merge(config)?;
+        if !self.strict.is_empty() {
+            let why = self.strict.join(", ");
+            match self.validation {
+                FieldValidation::Strict => {
+                    return Err(ApiError::bad_request(format!(
+                        "error strict decoding YAML: {why}"
+                    )));
+                }
+                FieldValidation::Warn => warnings.push(why),
+                FieldValidation::Ignore => {}
+            }
+        }
+        let (mut applied, _) =
+            machinery_codec::json::decode_value(&applied, of, Strictness::Lenient).map_err(
+                |why| {
+                    ApiError::new(
+                        500,
+                        Reason::Unknown,
+                        format!("failed to convert new typed object to object: {why}"),
+                    )
+                },
+            )?;
+        set_type_meta(&mut applied, kind, api_version);
+        Ok(applied)
+    }
+
     /// Applies the patch to an object of `of` and checks the result. Unknown fields become `warnings` or an error.
     pub fn apply(
         &self,
@@ -195,45 +246,24 @@ struct Patching {
 }
 
 impl Patching {
-    /// The next state by server-side apply (upstream `applyPatcher`).
+    /// The next state by server-side apply.
     fn applied(&mut self, current: Option<&Value>) -> Result<Value, ApiError> {
         let served = &self.served;
-        let config = &self.patch.document;
-        let text = |name: &str| value::str_or_empty(config, &[name]);
-        if text("kind") != served.row.kind || text("apiVersion") != served.api_version() {
-            return Err(ApiError::bad_request(format!(
-                "invalid object type: {}, Kind={}",
-                text("apiVersion"),
-                text("kind")
-            )));
-        }
         let shown = current
             .map(|current| conversion::from_storage(served, current.clone()))
             .transpose()?;
+        let mut warnings = Vec::new();
         let tracker = &self.writer.tracker;
-        let applied = tracker.apply(shown.as_ref(), config, self.force)?;
-        if !self.patch.strict.is_empty() {
-            let why = self.patch.strict.join(", ");
-            match self.patch.validation {
-                FieldValidation::Strict => {
-                    return Err(ApiError::bad_request(format!(
-                        "error strict decoding YAML: {why}"
-                    )));
-                }
-                FieldValidation::Warn => self.writer.warn(why),
-                FieldValidation::Ignore => {}
-            }
+        let applied = self.patch.merged(
+            &served.row.kind,
+            &served.api_version(),
+            served.object_type,
+            &mut warnings,
+            |config| tracker.apply(shown.as_ref(), config, self.force),
+        )?;
+        for warning in warnings {
+            self.writer.warn(warning);
         }
-        let (mut applied, _) =
-            machinery_codec::json::decode_value(&applied, served.object_type, Strictness::Lenient)
-                .map_err(|why| {
-                    ApiError::new(
-                        500,
-                        Reason::Unknown,
-                        format!("failed to convert new typed object to object: {why}"),
-                    )
-                })?;
-        set_type_meta(&mut applied, &served.row.kind, &served.api_version());
         if current.is_none() && !meta::uid(&applied).is_empty() {
             return Err(ApiError::conflict(
                 &served.group_resource(),

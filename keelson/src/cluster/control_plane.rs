@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use http::header::{HeaderValue, USER_AGENT};
 use ipnet::IpNet;
 use keelson_apiserver::authn::AuthenticationConfig;
 use keelson_apiserver::authn::x509::RequestHeaderConfig;
@@ -20,10 +21,14 @@ use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
 
 use super::joining::{self, NodeConfig};
 use super::state::State;
 use crate::components::apiserver::{EtcdFlags, open_store};
+
+/// The user agent of all controllers.
+const CONTROLLER_MANAGER: &str = "kube-controller-manager";
 
 /// What a control plane is started with.
 #[derive(Clone, Debug)]
@@ -88,7 +93,7 @@ pub async fn start(
             .await
             .context("the API server")
     });
-    let admin = client_as(&server, administrator());
+    let admin = client_as(&server, administrator(), "keelson");
     let node_config = NodeConfig {
         pod_cidr: options.pod_cidr,
         cluster_dns: State::service_address(&options.service_cidr, 10)?,
@@ -112,7 +117,11 @@ pub async fn start(
     let scheduler =
         keelson_scheduler::Config::new(clock.clone(), &instance(), &mut Registry::default());
     let (client, stop) = (
-        client_as(&server, component("system:kube-scheduler")),
+        client_as(
+            &server,
+            component("system:kube-scheduler"),
+            "kube-scheduler",
+        ),
         shutdown.clone(),
     );
     tasks.spawn(async move {
@@ -124,8 +133,18 @@ pub async fn start(
     let controllers = controllers_config(options, &pki, clock)?;
     let own = server.clone();
     let clients = keelson_controllers::Clients::new(
-        client_as(&server, component("system:kube-controller-manager")),
-        move |name| client_as(&own, service_account("kube-system", name)),
+        client_as(
+            &server,
+            component("system:kube-controller-manager"),
+            CONTROLLER_MANAGER,
+        ),
+        move |name| {
+            client_as(
+                &own,
+                service_account("kube-system", name),
+                CONTROLLER_MANAGER,
+            )
+        },
     );
     let stop = shutdown.clone();
     tasks.spawn(async move {
@@ -152,9 +171,17 @@ impl ControlPlane {
     }
 }
 
-/// A client that acts as `user` through the in-process service.
-pub fn client_as(server: &ApiServer, user: UserInfo) -> Client {
-    Client::new(server.in_process_service(user), "default")
+/// A client that acts as `user` through the in-process service. `component` is the user agent, and so the manager of
+/// the fields that it writes: upstream's name of the component.
+pub fn client_as(server: &ApiServer, user: UserInfo, component: &'static str) -> Client {
+    let agent = HeaderValue::from_static(component);
+    let service = server.in_process_service(user).map_request(
+        move |mut request: http::Request<kube::client::Body>| {
+            request.headers_mut().insert(USER_AGENT, agent.clone());
+            request
+        },
+    );
+    Client::new(service, "default")
 }
 
 /// The identity of a component of the control plane.

@@ -51,7 +51,11 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     )
     .await?;
     let node = node_task(&layout, &state, &control_plane, clock, &shutdown)?;
-    let admin = control_plane::client_as(&control_plane.server, control_plane::administrator());
+    let admin = control_plane::client_as(
+        &control_plane.server,
+        control_plane::administrator(),
+        "keelson",
+    );
     let runtime = keep_runtime(&layout, &state, admin, &shutdown);
     let ended = tokio::select! {
         ended = control_plane.wait(&shutdown) => ended,
@@ -102,11 +106,15 @@ fn node_task(
         serving: (serving.certificate_path, serving.key_path),
         client_ca: control_plane.pki.dir().join("ca.crt"),
     };
-    let kubelet =
-        control_plane::client_as(&control_plane.server, control_plane::node(&state.node_name));
+    let kubelet = control_plane::client_as(
+        &control_plane.server,
+        control_plane::node(&state.node_name),
+        "kubelet",
+    );
     let proxy = control_plane::client_as(
         &control_plane.server,
         control_plane::component("system:kube-proxy"),
+        "kube-proxy",
     );
     let (layout, shutdown) = (layout.clone(), shutdown.clone());
     Ok(async move { agent::run(&layout, &options, kubelet, proxy, clock, shutdown).await })

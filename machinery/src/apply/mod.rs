@@ -6,6 +6,7 @@
 
 pub mod managed;
 pub mod path;
+pub mod scale;
 pub mod set;
 pub mod shape;
 mod update;
