@@ -17,6 +17,13 @@ pub trait StorageCodec: Send + Sync + 'static {
     fn decode(&self, stored: &[u8]) -> Result<Value, String>;
     /// An object to stored bytes. Removes `metadata.resourceVersion`.
     fn encode(&self, object: &Value) -> Result<Bytes, String>;
+    /// An object to stored bytes, and to compact JSON when that is at hand; neither has a resourceVersion. The write
+    /// is about to happen: what is needed to read these bytes back may be kept for [`StorageCodec::to_json`].
+    fn encode_both(&self, object: &Value) -> Result<(Bytes, Option<Bytes>), String> {
+        let stored = self.encode(object)?;
+        let json = stored.starts_with(b"{").then(|| stored.clone());
+        Ok((stored, json))
+    }
     /// Stored bytes to compact JSON, without resourceVersion. Overridden where the stored bytes are that already.
     fn to_json(&self, stored: &Bytes) -> Result<Bytes, String> {
         let value = self.decode(stored)?;

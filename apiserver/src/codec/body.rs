@@ -224,7 +224,7 @@ pub fn head(kind: &str, api_version: &str) -> String {
     format!("{{\"kind\":\"{kind}\",\"apiVersion\":\"{api_version}\",")
 }
 
-/// Stored objects as JSON; reads what an upstream server stored as protobuf, too.
+/// Stored objects as JSON.
 pub struct JsonStorage {
     kind: String,
     api_version: String,
@@ -244,13 +244,7 @@ impl JsonStorage {
 
 impl StorageCodec for JsonStorage {
     fn decode(&self, stored: &[u8]) -> Result<Value, String> {
-        if stored.starts_with(b"{") {
-            return serde_json::from_slice(stored).map_err(|e| e.to_string());
-        }
-        let mut object =
-            codec::protobuf::decode_object(stored, self.object_type).map_err(|e| e.to_string())?;
-        set_type_meta(&mut object, &self.kind, &self.api_version);
-        Ok(object)
+        super::storage::decode(stored, &self.kind, &self.api_version, self.object_type)
     }
 
     fn encode(&self, object: &Value) -> Result<Bytes, String> {

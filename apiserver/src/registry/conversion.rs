@@ -60,6 +60,16 @@ pub fn from_storage(served: &Served, mut object: Value) -> Result<Value, ApiErro
     Ok(object)
 }
 
+/// A stored object of an older version of its kind, in the version that is stored now; `apiVersion` is left to the
+/// caller.
+pub fn between_stored(object: &mut Value, group: &str, version: &str) {
+    match (group, version) {
+        ("events.k8s.io", _) => rename(object, EVENT_NAMES, Direction::ToStorage),
+        ("autoscaling", "v1") => hpa_v1_to_v2(object),
+        _ => {}
+    }
+}
+
 enum Direction {
     ToStorage,
     FromStorage,

@@ -24,12 +24,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use keelson_machinery::catalog::{Catalog, Resource, api_version};
+use keelson_machinery::catalog::{Catalog, Resource, StorageFacts, api_version};
 use keelson_machinery::meta::{GroupKind, GroupResource};
 use keelson_machinery::schema::{Schema, Type};
 
 use crate::cache::types::{CacheSpec, CacheSpecs, StorageCodec};
 use crate::codec::body::JsonStorage;
+use crate::codec::storage::{ProtobufStorage, is_stored_as_json};
 
 pub use self::strategy::Strategy;
 
@@ -141,6 +142,15 @@ pub struct UnknownType {
     kind: String,
 }
 
+/// How objects of a built-in resource are stored.
+fn codec(storage: &StorageFacts, storage_type: &'static Type) -> Arc<dyn StorageCodec> {
+    let version = api_version(&storage.group, &storage.version);
+    match is_stored_as_json(&storage.group) {
+        true => Arc::new(JsonStorage::new(&storage.kind, &version, storage_type)),
+        false => Arc::new(ProtobufStorage::new(&storage.kind, &version, storage_type)),
+    }
+}
+
 impl Registry {
     /// Serves every row of the catalog.
     pub fn new(
@@ -177,11 +187,7 @@ impl Registry {
                 object_type,
                 storage_type,
                 strategy,
-                codec: Arc::new(JsonStorage::new(
-                    &storage.kind,
-                    &api_version(&storage.group, &storage.version),
-                    storage_type,
-                )),
+                codec: codec(storage, storage_type),
                 stored,
                 row: row.clone(),
             }));

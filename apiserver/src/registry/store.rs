@@ -557,24 +557,24 @@ pub(super) async fn commit(
     mut object: Value,
 ) -> Result<Stored, CommitError> {
     meta::remove(&mut object, "resourceVersion");
-    let bytes = context
+    let (bytes, json) = context
         .served
         .codec
-        .encode(&object)
+        .encode_both(&object)
         .map_err(CommitError::Encode)?;
     let revision = storage
         .engine
         .commit(Commit {
             key: key.to_string(),
             expect,
-            value: Some(bytes.clone()),
+            value: Some(bytes),
             ttl_seconds: context.served.strategy.ttl_seconds(context, &object),
         })
         .await?;
     meta::set(&mut object, "resourceVersion", revision.to_string());
     Ok(Stored {
         object: Arc::new(object),
-        json: with_revision(&bytes, revision),
+        json: json.and_then(|json| with_revision(&json, revision)),
         revision,
     })
 }
@@ -596,7 +596,7 @@ pub(super) async fn commit_delete(
         .await?)
 }
 
-/// Stored JSON with the resourceVersion put in, without decoding. `None` when the bytes are laid out otherwise.
+/// JSON with the resourceVersion put in, without decoding. `None` when the bytes are laid out otherwise.
 fn with_revision(json: &Bytes, revision: Revision) -> Option<Bytes> {
     const METADATA: &[u8] = b"\"metadata\":{";
     // Our own encoder writes kind, apiVersion and metadata first.
