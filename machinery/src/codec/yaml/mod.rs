@@ -17,9 +17,11 @@ use crate::text;
 use crate::value::{Object, Value};
 use resolve::resolve;
 
-/// Nodes that aliases may add to a document (a few dozen bytes of text could otherwise become gigabytes); go-yaml
-/// begins to refuse at the same number.
-const MAX_ALIASED_NODES: usize = 400_000;
+/// What anchors and aliases may add to a document, in bytes (a few dozen bytes of text could otherwise become
+/// gigabytes): about the 400,000 nodes at which go-yaml begins to refuse.
+const MAX_ALIASED: usize = 400_000 * NODE;
+/// What a node takes besides its text.
+const NODE: usize = 32;
 
 /// Decodes an object of a known type, as [`json::decode`] does for JSON.
 pub fn decode(
@@ -103,12 +105,28 @@ impl<'a> Reader<'a> {
         let (anchor, value) = match event {
             Event::MappingStart(_, anchor, _) => (anchor, self.mapping(depth)?),
             Event::SequenceStart(_, anchor, _) => (anchor, self.sequence(depth)?),
-            other => return self.leaf(other, span),
+            other => return self.leaf(other, span, depth),
         };
+        self.anchor(anchor, &value)?;
+        Ok(value)
+    }
+
+    /// Keeps what has an anchor (0: it has none).
+    fn anchor(&mut self, anchor: usize, value: &Value) -> Result<(), DecodeError> {
         if anchor != 0 {
+            self.add(measure(value).0)?;
             self.anchors.insert(anchor, value.clone());
         }
-        Ok(value)
+        Ok(())
+    }
+
+    /// Counts what is copied for an anchor or alias.
+    fn add(&mut self, bytes: usize) -> Result<(), DecodeError> {
+        self.aliased += bytes;
+        if self.aliased > MAX_ALIASED {
+            return Err(wrong("document contains excessive aliasing"));
+        }
+        Ok(())
     }
 
     fn sequence(&mut self, depth: usize) -> Result<Value, DecodeError> {
@@ -127,7 +145,7 @@ impl<'a> Reader<'a> {
 
     /// A scalar or an alias.
     #[inline(never)]
-    fn leaf(&mut self, event: Event<'a>, span: &Span) -> Result<Value, DecodeError> {
+    fn leaf(&mut self, event: Event<'a>, span: &Span, depth: usize) -> Result<Value, DecodeError> {
         let (anchor, value) = match event {
             Event::Scalar(text, style, anchor, tag) => {
                 let tag = tag.map(|t| t.to_string());
@@ -137,20 +155,19 @@ impl<'a> Reader<'a> {
                 (anchor, value)
             }
             Event::Alias(id) => {
-                let Some(value) = self.anchors.get(&id) else {
+                let Some(value) = self.anchors.get(&id).cloned() else {
                     return Err(wrong("anchor value contains itself"));
                 };
-                self.aliased += nodes(value);
-                if self.aliased > MAX_ALIASED_NODES {
-                    return Err(wrong("document contains excessive aliasing"));
+                let (bytes, height) = measure(&value);
+                if height > depth {
+                    return Err(wrong("exceeded max depth"));
                 }
-                (0, value.clone())
+                self.add(bytes)?;
+                (0, value)
             }
             other => return Err(wrong(format!("unexpected event {other:?}"))),
         };
-        if anchor != 0 {
-            self.anchors.insert(anchor, value.clone());
-        }
+        self.anchor(anchor, &value)?;
         Ok(value)
     }
 
@@ -231,11 +248,20 @@ fn key_text(key: &Value) -> Option<Cow<'_, str>> {
     }
 }
 
-fn nodes(value: &Value) -> usize {
+/// What a copy of a value takes, about, and how deeply it nests. Values here are never deeper than [`MAX_DEPTH`].
+fn measure(value: &Value) -> (usize, usize) {
+    let below = |(bytes, height): (usize, usize), (key, item): (usize, &Value)| {
+        let (more, deep) = measure(item);
+        (bytes + key + more, height.max(deep + 1))
+    };
     match value {
-        Value::Array(items) => 1 + items.iter().map(nodes).sum::<usize>(),
-        Value::Object(members) => 1 + members.values().map(nodes).sum::<usize>(),
-        _ => 1,
+        Value::Array(items) => items.iter().map(|item| (0, item)).fold((NODE, 1), below),
+        Value::Object(members) => members
+            .iter()
+            .map(|(key, item)| (key.len(), item))
+            .fold((NODE, 1), below),
+        Value::String(text) => (NODE + text.len(), 0),
+        _ => (NODE, 0),
     }
 }
 

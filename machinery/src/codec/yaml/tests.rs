@@ -80,6 +80,42 @@ fn errors_and_duplicates() {
 }
 
 #[test]
+fn aliases_make_nothing_that_could_not_be_written_out() {
+    let refusal = |text: &str| {
+        let read = decode_any(text.as_bytes(), Strictness::Lenient);
+        read.err().map(|error| error.to_string())
+    };
+    // Each anchor holds the one before, a hundred levels further down.
+    let nested = |links: usize| {
+        let mut text = String::from("- &a0 x\n");
+        for link in 1..=links {
+            let (open, close) = ("[".repeat(100), "]".repeat(100));
+            text.push_str(&format!("- &a{link} {open}*a{}{close}\n", link - 1));
+        }
+        text
+    };
+    assert_eq!(refusal(&nested(1)), None);
+    for links in [2, 100] {
+        assert_eq!(
+            refusal(&nested(links)),
+            Some("yaml: exceeded max depth".to_owned())
+        );
+    }
+    let excessive = Some("yaml: document contains excessive aliasing".to_owned());
+    // Long texts count as well as many nodes.
+    let long = format!("- &a {}\n{}", "x".repeat(1 << 20), "- *a\n".repeat(20));
+    assert_eq!(refusal(&long), excessive);
+    // So do anchors alone: what has one is kept beside the document.
+    let mut anchored = String::new();
+    for level in 0..100 {
+        anchored.push_str(&format!("[&a{level} "));
+    }
+    anchored.push_str(&"x".repeat(1 << 20));
+    anchored.push_str(&"]".repeat(100));
+    assert_eq!(refusal(&anchored), excessive);
+}
+
+#[test]
 fn what_is_written_is_read_back() {
     let value = json!({
         "plain": "a b", "empty": "", "bool": "yes", "number": "1e3", "colon": "a: b", "hash": "a #b", "dash": "- a",
