@@ -121,6 +121,16 @@ pub fn is_empty(value: &Value) -> bool {
     }
 }
 
+/// How deeply lists and objects nest: 0 for anything else, 1 for `[]`. Recursive, like all that handles values: for
+/// those that came through a codec, whose nesting is bounded.
+pub fn depth(value: &Value) -> usize {
+    match value {
+        Value::Array(items) => 1 + items.iter().map(depth).max().unwrap_or(0),
+        Value::Object(members) => 1 + members.values().map(depth).max().unwrap_or(0),
+        _ => 0,
+    }
+}
+
 /// Whether two field values mean the same as upstream's `equality.Semantic.DeepEqual` sees them after decoding:
 /// absent, null and empty lists or maps are equal.
 pub fn semantic_eq(a: Option<&Value>, b: Option<&Value>) -> bool {

@@ -99,18 +99,10 @@ fn node_of(shape: Shape, value: &Value) -> Node {
     let mut node = Node::default();
     match (shape, value) {
         (Shape::List(field), Value::Array(items)) => {
-            let steps: Vec<PathElement> = items
-                .iter()
-                .filter_map(|i| item_step(field, i).ok())
-                .collect();
-            for item in items {
-                let Ok(step) = item_step(field, item) else {
-                    continue;
-                };
-                let mut below = if steps.iter().filter(|s| **s == step).count() > 1 {
-                    Node::default()
-                } else {
-                    node_of(shape.item(), item)
+            for (step, items) in grouped(field, items) {
+                let mut below = match items.as_slice() {
+                    [only] => node_of(shape.item(), only),
+                    _ => Node::default(),
                 };
                 below.member = true;
                 node.children.put(step, below);

@@ -15,6 +15,9 @@ pub const FIELD_IMMUTABLE: &str = "field is immutable";
 /// The most that keys and values of all annotations together may weigh.
 pub const ANNOTATIONS_MAX_BYTES: usize = 256 * 1024;
 
+/// How many owners that want to be the controller beside the first are told apart.
+const MAX_CONTROLLERS_TOLD: usize = 4;
+
 const NON_NEGATIVE: &str = "must be greater than or equal to 0";
 const SUBRESOURCE_MAX: usize = 256;
 const FINALIZER_ORPHAN: &str = "orphan";
@@ -206,6 +209,7 @@ pub fn validate_annotations(annotations: &Object, path: &Path) -> Vec<FieldError
 pub fn validate_owner_references(owners: &[OwnerReference], path: &Path) -> Vec<FieldError> {
     let mut errors = Vec::new();
     let mut controller: Option<String> = None;
+    let mut told = 0;
     for owner in owners {
         let version = GroupVersion::parse(&owner.api_version).unwrap_or_default();
         if version.version.is_empty() {
@@ -239,7 +243,10 @@ pub fn validate_owner_references(owners: &[OwnerReference], path: &Path) -> Vec<
             let this = format!("{}/{}", owner.kind, owner.name);
             match &controller {
                 None => controller = Some(this),
+                // Each of these errors repeats the whole list.
+                Some(_) if told == MAX_CONTROLLERS_TOLD => {}
                 Some(first) => {
+                    told += 1;
                     let all: Vec<String> = owners.iter().map(owner_text).collect();
                     errors.push(FieldError::invalid_as_text(
                         path,

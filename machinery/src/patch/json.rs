@@ -2,16 +2,14 @@
 //! the end, and `replace` of an absent member adds it.
 
 use super::{PatchError, json_type};
+use crate::codec::MAX_DEPTH;
 use crate::text;
-use crate::value::{Object, Value};
+use crate::value::{self, Object, Value};
 
 /// The most operations of one patch (upstream `maxJSONPatchOperations`).
 pub const MAX_OPERATIONS: usize = 10_000;
 /// The most bytes that `copy` operations of one patch may add (upstream `JSONPatchMaxCopyBytes`).
 pub const MAX_COPY_BYTES: usize = 3 * 1024 * 1024;
-/// The deepest nesting that a patch may build: what our decoders accept, so that a stored object stays readable.
-const MAX_DEPTH: usize = 128;
-
 const MISSING: &str = "missing value";
 
 struct Operation<'a> {
@@ -329,14 +327,7 @@ fn insert(container: &mut Value, key: &str, value: Value, path: &str) -> Result<
 }
 
 fn check_depth(value: &Value, path: &str) -> Result<(), String> {
-    fn depth(value: &Value) -> usize {
-        match value {
-            Value::Array(list) => 1 + list.iter().map(depth).max().unwrap_or(0),
-            Value::Object(object) => 1 + object.values().map(depth).max().unwrap_or(0),
-            _ => 0,
-        }
-    }
-    if path.matches('/').count() + depth(value) > MAX_DEPTH {
+    if path.matches('/').count() + value::depth(value) > MAX_DEPTH {
         return Err("exceeded max depth".to_owned());
     }
     Ok(())

@@ -324,3 +324,14 @@ fn type_meta_is_read_alone() {
         Err("couldn't get version/kind; json parse error: json: cannot unmarshal number into Go struct field .kind of type string".into())
     );
 }
+
+#[test]
+fn one_long_key_does_not_stand_in_every_error() {
+    let key = "k".repeat(1 << 20);
+    let text = format!("{{\"{key}\":{{{}}}}}", ["\"a\":1"; 500].join(","));
+    let (_, strict) = decode_any(text.as_bytes(), Strictness::Strict).expect("decodes");
+    assert_eq!(strict, [StrictError::Duplicate("a".to_owned())]);
+    let text = format!("{{\"key\":{{{}}}}}", ["\"a\":1"; 3].join(","));
+    let (_, strict) = decode_any(text.as_bytes(), Strictness::Strict).expect("decodes");
+    assert_eq!(strict, [StrictError::Duplicate("key.a".to_owned())]);
+}

@@ -11,6 +11,8 @@ use crate::value::{Object, Value};
 
 /// Upstream reports no more strict errors than this.
 const MAX_STRICT: usize = 100;
+/// Longest path of a strict error, in bytes; longer ones lack their first steps.
+const MAX_PATH: usize = 4096;
 /// Bound while they are gathered, before repeated ones are taken out.
 const MAX_GATHERED: usize = 1000;
 
@@ -573,6 +575,14 @@ enum Segment<'a> {
 
 impl Segment<'_> {
     fn put_before(&self, path: &mut String) {
+        let step = match self {
+            Segment::Key(key) => key.len(),
+            Segment::Index(_) => 0,
+        };
+        // One long key must not stand in a thousand errors.
+        if path.len() + step > MAX_PATH {
+            return;
+        }
         let dot = if path.starts_with('[') { "" } else { "." };
         *path = match self {
             Segment::Key(key) => format!("{key}{dot}{path}"),

@@ -192,8 +192,13 @@ fn members(
         match field.cardinality {
             Cardinality::Optional => {
                 let value = single(&mut reader, wire, field.kind, field, depth)?;
-                if !omitted(field, &value) {
-                    out.push((index, value));
+                // The last one counts. Kept one by one, they would make every look for an earlier member longer.
+                let before = out.iter().rposition(|(other, _)| *other == index);
+                match (before, omitted(field, &value)) {
+                    (Some(at), false) => out[at].1 = value,
+                    (Some(at), true) => drop(out.remove(at)),
+                    (None, false) => out.push((index, value)),
+                    (None, true) => {}
                 }
             }
             Cardinality::Repeated => {

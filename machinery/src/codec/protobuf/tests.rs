@@ -136,6 +136,25 @@ fn bad_bytes_are_refused() {
 }
 
 #[test]
+fn of_a_field_that_comes_again_the_last_counts() {
+    let metadata = ty("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta");
+    let part = |value: serde_json::Value| encode(&value, metadata).expect("encodes");
+    let name = |name: &str| part(json!({"name": name, "finalizers": [name]}));
+    let mut bytes = Vec::new();
+    // Many times, with a list in between: what came before is found at once, not searched for.
+    for round in 0..20_000 {
+        bytes.extend_from_slice(&name(&format!("n{round}")));
+    }
+    let read = decode(&bytes, metadata).expect("decodes");
+    assert_eq!(read["name"], "n19999");
+    assert_eq!(read["finalizers"].as_array().map(Vec::len), Some(20_000));
+    // An empty text (field 1, no bytes) takes the name away again.
+    bytes.extend_from_slice(&[0x0a, 0]);
+    let read = decode(&bytes, metadata).expect("decodes");
+    assert_eq!(read.get("name"), None);
+}
+
+#[test]
 fn wrong_values_are_named() {
     let pod = ty("io.k8s.api.core.v1.PodSpec");
     for (value, message) in [
