@@ -49,7 +49,18 @@ async fn resource(request: Authorized) -> Result<Response, ApiError> {
     {
         return Err(ApiError::no_such_resource());
     }
-    if !served.row.namespaced && served.row.resource != "namespaces" && !info.namespace.is_empty() {
+    // A cluster-scoped resource has no namespace in its path; a namespace has its own. Anything else would be authorized
+    // by what the user may do in the namespace of the path, and then reach beyond it.
+    let own_namespace = served.row.resource == "namespaces" && info.namespace == info.name;
+    if !served.row.namespaced && !info.namespace.is_empty() && !own_namespace {
+        return Err(ApiError::no_such_resource());
+    }
+    // The old watch paths (`/api/v1/watch/...`) are authorized as watches, whatever the method: nothing else is served
+    // below them.
+    if info.verb == "watch"
+        && (!info.subresource.is_empty()
+            || !matches!(request.parts.method, Method::GET | Method::HEAD))
+    {
         return Err(ApiError::no_such_resource());
     }
     let mut call = Call {
