@@ -5,6 +5,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use keelson_machinery::meta::{name, namespace};
 use keelson_machinery::status::ApiError;
@@ -17,6 +18,8 @@ use crate::request::Query;
 
 /// Port of a kubelet that reports none (upstream `ports.KubeletPort`).
 const KUBELET_PORT: u16 = 10250;
+/// How long finding a node's address may take.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(10);
 /// Annotation that names the container meant when none is.
 const DEFAULT_CONTAINER: &str = "kubectl.kubernetes.io/default-container";
 
@@ -316,15 +319,68 @@ pub fn pod_backend(
     })
 }
 
-/// Upstream `proxyutil.IsProxyableIP`: loopback, link-local and other special addresses would lead back into this machine.
+/// Where the proxy subresource of a node leads: to its kubelet, with this server's credentials, or to another port of
+/// the node, without them: whoever may ask for that must not act there as this server does.
+///
+/// # Errors
+/// 400 for a port that is none.
+pub fn node_backend(
+    kubelet: Backend,
+    asked: &ProxyName,
+    tls: &Arc<rustls::ClientConfig>,
+) -> Result<Backend, ApiError> {
+    if asked.port.is_empty() {
+        return Ok(kubelet);
+    }
+    let port: u16 = asked
+        .port
+        .parse()
+        .map_err(|_| ApiError::bad_request(format!("invalid node port {:?}", asked.port)))?;
+    if port == kubelet.port {
+        return Ok(kubelet);
+    }
+    Ok(Backend {
+        host: kubelet.host,
+        port,
+        tls: asked.https.then(|| tls.clone()),
+    })
+}
+
+/// Refuses a node's host that is, or stands for, an address that a proxy must not reach (upstream
+/// `proxyutil.IsProxyableHostname`).
+///
+/// # Errors
+/// 400 for such a host, and for a name without an address.
+pub async fn check_host(host: &str) -> Result<(), ApiError> {
+    let refused = || ApiError::bad_request("address not allowed");
+    if let Ok(address) = host.parse::<IpAddr>() {
+        return is_proxyable(address).then_some(()).ok_or_else(refused);
+    }
+    let found = tokio::time::timeout(LOOKUP_TIMEOUT, tokio::net::lookup_host((host, 0))).await;
+    let mut addresses = match found {
+        Ok(Ok(addresses)) => addresses.peekable(),
+        Ok(Err(error)) => return Err(ApiError::bad_request(format!("lookup {host}: {error}"))),
+        Err(_) => return Err(ApiError::bad_request(format!("lookup {host}: i/o timeout"))),
+    };
+    if addresses.peek().is_none() || !addresses.all(|found| is_proxyable(found.ip())) {
+        return Err(refused());
+    }
+    Ok(())
+}
+
 fn proxyable(ip: &str) -> Option<String> {
-    let address: IpAddr = ip.parse().ok()?;
+    is_proxyable(ip.parse().ok()?).then(|| ip.to_owned())
+}
+
+/// Upstream `proxyutil.IsProxyableIP`: loopback, link-local and other special addresses would lead back into this
+/// machine, also when they are written as IPv6.
+fn is_proxyable(address: IpAddr) -> bool {
+    let address = address.to_canonical();
     let local = match address {
         IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast(),
         IpAddr::V6(v6) => v6.is_unicast_link_local(),
     };
-    (!address.is_loopback() && !address.is_multicast() && !address.is_unspecified() && !local)
-        .then(|| ip.to_owned())
+    !address.is_loopback() && !address.is_multicast() && !address.is_unspecified() && !local
 }
 
 /// Where the proxy subresource of a service leads: a ready endpoint of the port asked for.
@@ -478,9 +534,55 @@ mod tests {
             ("::1", false),
             ("fe80::1", false),
             ("0.0.0.0", false),
+            ("::ffff:10.244.0.5", true),
+            ("::ffff:127.0.0.1", false),
+            ("::ffff:169.254.169.254", false),
             ("", false),
         ] {
             assert_eq!(proxyable(ip).is_some(), allowed, "{ip}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_nodes_host_is_looked_at_behind_its_name() {
+        for (host, allowed) in [
+            ("192.0.2.7", true),
+            ("127.0.0.1", false),
+            ("localhost", false),
+        ] {
+            assert_eq!(check_host(host).await.is_ok(), allowed, "{host}");
+        }
+    }
+
+    #[test]
+    fn only_a_kubelet_sees_the_servers_credentials() {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let of_kubelet = crate::streaming::tls::unchecked_client(&provider).unwrap();
+        let unchecked = crate::streaming::tls::unchecked_client(&provider).unwrap();
+        for (asked, port, trusted, encrypted) in [
+            ("n", 10250, true, true),
+            ("n:10250", 10250, true, true),
+            ("https:n:10250", 10250, true, true),
+            ("n:6443", 6443, false, false),
+            ("https:n:6443", 6443, false, true),
+        ] {
+            let kubelet = Backend {
+                host: "192.0.2.7".to_owned(),
+                port: 10250,
+                tls: Some(of_kubelet.clone()),
+            };
+            let name = ProxyName::parse(asked, "node").unwrap();
+            let backend = node_backend(kubelet, &name, &unchecked).unwrap();
+            let tls = backend.tls.as_ref();
+            assert_eq!(
+                (
+                    backend.port,
+                    tls.is_some_and(|tls| Arc::ptr_eq(tls, &of_kubelet)),
+                    tls.is_some()
+                ),
+                (port, trusted, encrypted),
+                "{asked}"
+            );
         }
     }
 

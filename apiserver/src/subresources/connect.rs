@@ -305,18 +305,10 @@ async fn proxy(
             .await?
         }
         _ => {
-            let mut backend = call
-                .server
-                .outward
-                .kubelets
-                .kubelet(objects, &asked.name)
-                .await?;
-            if !asked.port.is_empty() {
-                backend.port = asked.port.parse().map_err(|_| {
-                    ApiError::bad_request(format!("invalid node port {:?}", asked.port))
-                })?;
-            }
-            backend
+            let kubelets = &call.server.outward.kubelets;
+            let kubelet = kubelets.kubelet(objects, &asked.name).await?;
+            target::check_host(&kubelet.host).await?;
+            target::node_backend(kubelet, &asked, &unchecked)?
         }
     };
     pass_on(call, body, &backend, &path).await
