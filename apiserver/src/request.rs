@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use keelson_machinery::selector::FieldSelector;
 use keelson_machinery::status::ApiError;
 
 /// An authenticated user (`k8s.io/apiserver/pkg/authentication/user.Info`).
@@ -151,13 +152,10 @@ impl RequestInfo {
 /// The name that a field selector pins down by `metadata.name=NAME` (or `==`), when it is fit for a path segment
 /// (upstream `fields.Selector.RequiresExactMatch`).
 fn single_name_of_field_selector(selector: &str) -> Option<String> {
-    selector.split(',').find_map(|term| {
-        let value = term.strip_prefix("metadata.name=")?;
-        let value = value.strip_prefix('=').unwrap_or(value);
-        let fits =
-            !value.is_empty() && value != "." && value != ".." && !value.contains(['/', '%', '\\']);
-        fits.then(|| value.to_string())
-    })
+    let selector = FieldSelector::parse(selector).ok()?;
+    let value = selector.exact("metadata.name")?;
+    let fits = !value.is_empty() && value != "." && value != ".." && !value.contains(['/', '%']);
+    fits.then(|| value.to_string())
 }
 
 /// The decoded query string, in order of appearance.

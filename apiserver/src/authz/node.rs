@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use keelson_machinery::meta;
+use keelson_machinery::selector::FieldSelector;
 use keelson_machinery::value::{self, Value};
 use parking_lot::RwLock;
 use tokio::sync::watch;
@@ -563,14 +564,11 @@ fn no(why: &str) -> Result<(), String> {
     Err(why.to_owned())
 }
 
-/// Whether the request's field selector demands `field=value` among other things.
+/// Whether the request's field selector demands `field=value` among other things. Read by the parser that the list
+/// itself is answered with: what looks like a term may be a part of another one's value.
 fn selects(request: &RequestInfo, field: &str, value: &str) -> bool {
-    request.field_selector.split(',').any(|term| {
-        let equal = term
-            .split_once('=')
-            .map(|(key, wanted)| (key, wanted.strip_prefix('=').unwrap_or(wanted)));
-        equal == Some((field, value))
-    })
+    FieldSelector::parse(&request.field_selector)
+        .is_ok_and(|selector| selector.exact(field) == Some(value))
 }
 
 fn own_verbs(request: &RequestInfo) -> bool {

@@ -1,6 +1,7 @@
 //! Asking the authorizers: SubjectAccessReview and its kin (`pkg/registry/authorization`).
 
 use keelson_machinery::meta::{self, GroupKind};
+use keelson_machinery::selector::{FieldRequirement, FieldSelector};
 use keelson_machinery::status::ApiError;
 use keelson_machinery::status::field::{FieldError, Path};
 use keelson_machinery::value::{self, Value};
@@ -169,24 +170,27 @@ fn field_selector(selector: Option<&Value>) -> String {
     if !raw.is_empty() {
         return raw.to_owned();
     }
-    let terms = value::items(selector, &["requirements"])
+    let requirements = value::items(selector, &["requirements"])
         .iter()
         .filter_map(|requirement| {
-            let operator = match value::str_or_empty(requirement, &["operator"]) {
-                "In" => "=",
-                "NotIn" => "!=",
+            let negated = match value::str_or_empty(requirement, &["operator"]) {
+                "In" => false,
+                "NotIn" => true,
                 _ => return None,
             };
-            match value::items(requirement, &["values"]) {
-                [one] => Some(format!(
-                    "{}{operator}{}",
-                    value::str_or_empty(requirement, &["key"]),
-                    one.as_str()?
-                )),
-                _ => None,
-            }
+            let [one] = value::items(requirement, &["values"]) else {
+                return None;
+            };
+            let field = value::str_or_empty(requirement, &["key"]);
+            // A key has no escapes: one with these would be read as something else.
+            (!field.contains(['=', '!', ',', '\\'])).then_some(())?;
+            Some(FieldRequirement {
+                field: field.to_owned(),
+                negated,
+                value: one.as_str()?.to_owned(),
+            })
         });
-    terms.collect::<Vec<_>>().join(",")
+    FieldSelector::all_of(requirements.collect()).to_string()
 }
 
 fn validate(kind: ReviewKind, review: &Value, namespace: &str) -> Vec<FieldError> {

@@ -464,6 +464,11 @@ async fn nodes_see_what_their_pods_need() {
         ("get core/pods a p2", false),
         ("list core/pods - - spec.nodeName=n1", true),
         ("watch core/pods - - spec.nodeName=n2", false),
+        // A part of another term's value is no term.
+        (
+            r"list core/pods - - metadata.name!=x\,spec.nodeName=n1",
+            false,
+        ),
         ("list core/pods", false),
         ("create core/pods a", true),
         ("patch core/pods/status a p2", true),
