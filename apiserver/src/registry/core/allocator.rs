@@ -2,6 +2,7 @@
 //! stored Services, the only source of truth.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
@@ -77,8 +78,48 @@ impl Held {
 
 #[derive(Default)]
 struct State {
-    addresses: HashMap<IpAddr, Arc<str>>,
-    ports: HashMap<u16, Arc<str>>,
+    addresses: Claims<IpAddr>,
+    ports: Claims<u16>,
+}
+
+/// Who has what, and by how many claims. Writes of one Service may run at the same time: each that takes something
+/// has a claim of its own, so that one which loses gives back its own and not that of the one which won.
+struct Claims<K>(HashMap<K, (Arc<str>, u32)>);
+
+impl<K> Default for Claims<K> {
+    fn default() -> Self {
+        Claims(HashMap::new())
+    }
+}
+
+impl<K: Eq + Hash> Claims<K> {
+    fn is_free(&self, key: &K) -> bool {
+        !self.0.contains_key(key)
+    }
+
+    /// Adds a claim; `false` when somebody else has it.
+    fn take(&mut self, key: K, owner: &Arc<str>) -> bool {
+        let (holder, claims) = self.0.entry(key).or_insert_with(|| (owner.clone(), 0));
+        if holder != owner {
+            return false;
+        }
+        *claims += 1;
+        true
+    }
+
+    /// Gives back a claim; the last one frees it.
+    fn release(&mut self, key: &K, owner: &Arc<str>) {
+        let Some((holder, claims)) = self.0.get_mut(key) else {
+            return;
+        };
+        if holder != owner {
+            return;
+        }
+        *claims -= 1;
+        if *claims == 0 {
+            self.0.remove(key);
+        }
+    }
 }
 
 /// The addresses and ports of a cluster.
@@ -113,10 +154,10 @@ impl Allocator {
             let owner = owner_of(service);
             let held = Held::of(service);
             for address in held.addresses {
-                state.addresses.insert(address, owner.clone());
+                state.addresses.take(address, &owner);
             }
             for port in held.ports {
-                state.ports.insert(port, owner.clone());
+                state.ports.take(port, &owner);
             }
         }
     }
@@ -126,7 +167,7 @@ impl Allocator {
         self.ranges.iter().map(|r| family(r.addr())).collect()
     }
 
-    /// Takes a certain address. Taking what one has already is no error.
+    /// Takes a certain address. Taking what one has already is no error, and is to be given back once more.
     pub fn take_address(&self, owner: &Arc<str>, address: IpAddr) -> Result<(), AllocationError> {
         let range = self
             .ranges
@@ -138,13 +179,9 @@ impl Allocator {
                 range: range.map(ToString::to_string).unwrap_or_default(),
             });
         }
-        let mut state = self.state.lock();
-        match state.addresses.get(&address) {
-            Some(present) if present != owner => Err(AllocationError::AddressTaken),
-            _ => {
-                state.addresses.insert(address, owner.clone());
-                Ok(())
-            }
+        match self.state.lock().addresses.take(address, owner) {
+            true => Ok(()),
+            false => Err(AllocationError::AddressTaken),
         }
     }
 
@@ -161,7 +198,7 @@ impl Allocator {
         let mut state = self.state.lock();
         let free = |state: &State, index: u64| {
             let address = nth(range, index)?;
-            (!state.addresses.contains_key(&address)).then_some(address)
+            state.addresses.is_free(&address).then_some(address)
         };
         let found = self
             .scan(size - reserved)
@@ -169,23 +206,19 @@ impl Allocator {
             .chain(self.scan(reserved))
             .find_map(|index| free(&state, index))
             .ok_or(AllocationError::Full)?;
-        state.addresses.insert(found, owner.clone());
+        state.addresses.take(found, owner);
         Ok(found)
     }
 
-    /// Takes a certain node port. Taking what one has already is no error.
+    /// Takes a certain node port. Taking what one has already is no error, and is to be given back once more.
     pub fn take_port(&self, owner: &Arc<str>, port: u16) -> Result<(), AllocationError> {
         let (low, high) = self.ports;
         if !(low..=high).contains(&port) {
             return Err(AllocationError::PortOutOfRange(low, high));
         }
-        let mut state = self.state.lock();
-        match state.ports.get(&port) {
-            Some(present) if present != owner => Err(AllocationError::PortTaken),
-            _ => {
-                state.ports.insert(port, owner.clone());
-                Ok(())
-            }
+        match self.state.lock().ports.take(port, owner) {
+            true => Ok(()),
+            false => Err(AllocationError::PortTaken),
         }
     }
 
@@ -201,24 +234,20 @@ impl Allocator {
             .map(|index| index + reserved)
             .chain(self.scan(reserved))
             .filter_map(|index| u16::try_from(u64::from(low) + index).ok())
-            .find(|port| !state.ports.contains_key(port))
+            .find(|port| state.ports.is_free(port))
             .ok_or(AllocationError::Full)?;
-        state.ports.insert(found, owner.clone());
+        state.ports.take(found, owner);
         Ok(found)
     }
 
-    /// Gives back what `owner` has of `held`.
+    /// Gives back a claim of `owner` to each of `held`.
     pub fn release(&self, owner: &Arc<str>, held: &Held) {
         let mut state = self.state.lock();
         for address in &held.addresses {
-            if state.addresses.get(address) == Some(owner) {
-                state.addresses.remove(address);
-            }
+            state.addresses.release(address, owner);
         }
         for port in &held.ports {
-            if state.ports.get(port) == Some(owner) {
-                state.ports.remove(port);
-            }
+            state.ports.release(port, owner);
         }
     }
 
@@ -342,6 +371,13 @@ mod tests {
         };
         all.release(&b, &held);
         assert_eq!(all.take_port(&b, 30_005), Err(AllocationError::PortTaken));
+        // One claim from the stored Service, and for the address one more from above: as when a second write of the
+        // same Service takes it, and loses.
+        all.release(&a, &held);
+        assert_eq!(
+            all.take_address(&b, address("10.96.0.7")),
+            Err(AllocationError::AddressTaken)
+        );
         all.release(&a, &held);
         assert_eq!(all.take_port(&b, 30_005), Ok(()));
         assert_eq!(all.take_address(&b, address("10.96.0.7")), Ok(()));

@@ -377,6 +377,23 @@ impl Service {
         let mut families = texts(object, "ipFamilies");
         let mut addresses = texts(object, "clusterIPs");
         let mut findings = Vec::new();
+        // Told before anything is done for each of them: a body has room for some hundred thousand.
+        for (field, count) in [
+            ("clusterIPs", addresses.len()),
+            ("ipFamilies", families.len()),
+        ] {
+            if count > 2 {
+                let given = value::get(object, &["spec", field]).cloned();
+                findings.push(FieldError::invalid(
+                    &spec.child(field),
+                    given.unwrap_or_default(),
+                    "may only hold up to 2 values",
+                ));
+            }
+        }
+        if !findings.is_empty() {
+            return Err(invalid(object, findings));
+        }
         if let Some(old) = old {
             if policy == "SingleStack" {
                 if addresses == texts(old, "clusterIPs") && addresses.len() > 1 {
@@ -609,6 +626,7 @@ impl Service {
                 value::set(object, &["spec", "healthCheckNodePort"], port);
             } else if let Ok(port) = u16::try_from(asked)
                 && !before.ports.contains(&port)
+                && !taken.ports.contains(&port)
             {
                 self.allocator.take_port(owner, port).map_err(|e| {
                     ApiError::internal(format!(
