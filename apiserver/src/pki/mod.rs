@@ -13,7 +13,6 @@ mod files;
 mod issue;
 pub mod keys;
 mod kubeconfig;
-pub mod sign;
 #[cfg(test)]
 mod tests;
 

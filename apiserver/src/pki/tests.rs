@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use keelson_machinery::clock::{Clock, Source};
-use rustls::pki_types::pem::PemObject;
 
 use super::keys::{Algorithm, PublicKey, SigningKey};
 use super::*;
@@ -163,97 +162,4 @@ fn kubeconfig_round_trip() {
         value["clusters"][0]["cluster"]["certificate-authority-data"],
         "Q0E="
     );
-}
-
-#[test]
-fn kubelets_get_what_they_may_have() {
-    use super::sign::{SignError, Signer};
-    let dir = tempfile::tempdir().expect("tempdir");
-    let (clock, _) = clock();
-    let pki = Pki::open(dir.path(), &[], &clock).expect("pki");
-    let request = |name: &str, organization: &str, sans: &[&str]| {
-        let mut params = rcgen::CertificateParams::new(names(sans)).expect("names");
-        params.distinguished_name = rcgen::DistinguishedName::new();
-        params
-            .distinguished_name
-            .push(rcgen::DnType::OrganizationName, organization);
-        params
-            .distinguished_name
-            .push(rcgen::DnType::CommonName, name);
-        let key = rcgen::KeyPair::generate().expect("key");
-        params
-            .serialize_request(&key)
-            .expect("request")
-            .pem()
-            .expect("pem")
-    };
-    let (client, serving) = (Signer::KubeletClient, Signer::KubeletServing);
-    let for_client: &[&str] = &["digital signature", "client auth"];
-    let for_serving: &[&str] = &["digital signature", "key encipherment", "server auth"];
-    let cases = [
-        (
-            client,
-            request("system:node:n1", "system:nodes", &[]),
-            for_client,
-            None,
-        ),
-        (
-            serving,
-            request("system:node:n1", "system:nodes", &["n1", "10.0.0.1"]),
-            for_serving,
-            None,
-        ),
-        (
-            client,
-            request("system:node:n1", "system:masters", &[]),
-            for_client,
-            Some("subject organization is not system:nodes"),
-        ),
-        (
-            client,
-            request("admin", "system:nodes", &[]),
-            for_client,
-            Some("subject common name does not begin with system:node:"),
-        ),
-        (
-            client,
-            request("system:node:n1", "system:nodes", &["n1"]),
-            for_client,
-            Some("DNS subjectAltNames are not allowed"),
-        ),
-        (
-            serving,
-            request("system:node:n1", "system:nodes", &[]),
-            for_serving,
-            Some("DNS or IP subjectAltName is required"),
-        ),
-        (
-            client,
-            request("system:node:n1", "system:nodes", &[]),
-            for_serving,
-            Some("usages did not match what a kubelet needs"),
-        ),
-    ];
-    let day = std::time::Duration::from_secs(86_400);
-    for (signer, pem, usages, expected) in cases {
-        match (
-            pki.sign_request(signer, pem.as_bytes(), usages, day),
-            expected,
-        ) {
-            (Ok(pem), None) => {
-                let der =
-                    rustls::pki_types::CertificateDer::from_pem_slice(pem.as_bytes()).expect("pem");
-                let (_, certificate) =
-                    x509_parser::parse_x509_certificate(&der).expect("certificate");
-                assert!(!certificate.is_ca());
-                assert!(certificate.validity().not_after.timestamp() <= START + 86_400);
-            }
-            (Err(SignError::Refused(why)), Some(expected)) => assert_eq!(why, expected),
-            (result, expected) => panic!("{result:?}, expected {expected:?}"),
-        }
-    }
-    assert!(matches!(
-        pki.sign_request(client, b"junk", for_client, day),
-        Err(SignError::Malformed(_))
-    ));
 }
