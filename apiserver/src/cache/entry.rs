@@ -140,6 +140,7 @@ pub(super) mod tests {
         }
 
         fn to_json(&self, stored: &Bytes) -> Result<Bytes, String> {
+            assert!(*stored != "flaw", "what a flaw of a codec would do");
             Ok(stored.clone())
         }
     }

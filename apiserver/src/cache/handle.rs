@@ -3,12 +3,13 @@
 
 use std::collections::VecDeque;
 use std::ops::Bound;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
-use futures::StreamExt;
 use futures::stream::{self, BoxStream};
+use futures::{FutureExt, StreamExt};
 use imbl::OrdSet;
 use keelson_store::{self as store, KeyValue, Range, Revision, Store, WatchItem, WatchProgress};
 use parking_lot::Mutex;
@@ -587,9 +588,14 @@ async fn feed(inner: Arc<Inner>) {
     let mut pause = BACKOFF.0;
     loop {
         let before = inner.reached.borrow().revision;
-        let error = match feed_once(&inner, epoch).await {
-            Ok(never) => match never {},
-            Err(error) => error,
+        let fed = AssertUnwindSafe(feed_once(&inner, epoch))
+            .catch_unwind()
+            .await;
+        let error = match fed {
+            Ok(Ok(never)) => match never {},
+            Ok(Err(error)) => error,
+            // Should reading have such a flaw, readers must not be left with a state that grows old in silence.
+            Err(_panic) => store::Error::Failed("reading the store panicked".to_owned()).into(),
         };
         *inner.progress.lock() = None;
         inner.reached.send_modify(|r| r.live = false);

@@ -349,6 +349,8 @@ pub(super) mod faults {
         pub full: AtomicBool,
         /// Whether syncing fails (after the data reached the file).
         pub sync: AtomicBool,
+        /// Whether writing panics, as a flaw would.
+        pub flaw: AtomicBool,
     }
 
     impl Faults {
@@ -360,6 +362,7 @@ pub(super) mod faults {
         }
 
         pub fn write(&self, len: usize) -> io::Result<()> {
+            assert!(!self.flaw.load(Ordering::SeqCst), "a flaw in writing");
             let len = len as i64;
             let full = self.full.load(Ordering::SeqCst)
                 && self.room.fetch_sub(len, Ordering::SeqCst) < len;

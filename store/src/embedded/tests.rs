@@ -168,6 +168,34 @@ async fn survives_a_full_disk() {
     assert_eq!(seen, acknowledged);
 }
 
+/// A panic while writing costs the batch at hand, not the store.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn goes_on_after_a_panic() {
+    let dir = tempfile::tempdir().unwrap();
+    let medium = Medium::new(dir.path().join("db"), 1 << 20);
+    let faults = medium.faults.clone();
+    let hands = hands();
+    let store = Embedded::open_on(medium, options(&hands)).unwrap();
+    let before = store.commit(put("/k/before", "")).await.unwrap();
+    let mut watch = store.watch(Range::prefix("/k/"), before).await.unwrap();
+    faults.flaw.store(true, Ordering::SeqCst);
+    let during = store.commit(put("/k/during", "")).await;
+    assert!(matches!(during, Err(Error::Failed(_))), "{during:?}");
+    faults.flaw.store(false, Ordering::SeqCst);
+    let mut tries = 0;
+    while store.commit(put("/k/after", "")).await.is_err() {
+        // Opening the database again is tried once a second.
+        hands.0.fetch_add(1, Ordering::SeqCst);
+        tries += 1;
+        assert!(tries < 1000, "does not recover");
+    }
+    assert!(store.get("/k/before", None).await.unwrap().0.is_some());
+    match watch.items.next().await.unwrap().unwrap() {
+        WatchItem::Events(events) => assert_eq!(events[0].key, "/k/after"),
+        other => panic!("{other:?}"),
+    }
+}
+
 /// A sync that fails leaves the outcome open until the database is opened again: an answer of success or refusal must
 /// agree with what is there afterwards.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -2,6 +2,7 @@
 //! only then acknowledges. Expiry of keys and compaction ride along in small steps.
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
@@ -153,12 +154,25 @@ impl Writer {
                 }
                 next = self.queue.try_recv().ok();
             }
-            idle_work = self.turn(batch, bytes) && !stop;
+            // A flaw, here or in redb, must not leave a store that answers reads and takes no writes for ever.
+            let turned = catch_unwind(AssertUnwindSafe(|| self.turn(batch, bytes)));
+            idle_work = turned.unwrap_or_else(|_panic| self.start_over()) && !stop;
             drop(permits);
             if stop {
                 return;
             }
         }
+    }
+
+    /// After a panic: whoever waited has been told that the outcome is unknown; what stands in the file counts.
+    fn start_over(&mut self) -> bool {
+        tracing::error!("the store's writer panicked; opening the database anew");
+        self.refusing = true;
+        let opened = catch_unwind(AssertUnwindSafe(|| self.reopen().map(drop)));
+        if let Ok(Err(error)) = opened {
+            tracing::error!(%error, "the database could not be opened; it is tried again");
+        }
+        false
     }
 
     /// Does one batch and the housekeeping that is due. Returns whether there is more housekeeping to do right away.

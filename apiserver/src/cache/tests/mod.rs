@@ -121,6 +121,31 @@ async fn take(stream: &mut WatchStream, count: usize) -> Vec<String> {
     notes
 }
 
+/// While an object makes the reader panic there are errors, not old states; then the cache goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flaw_in_reading_is_told_and_passes() {
+    let at = Fixture::new();
+    let cache = at.cache();
+    at.put("ns/a", Expect::Absent, 1).await;
+    let read = || cache.get("ns", "a", Freshness::Latest);
+    assert!(read().await.unwrap().is_some());
+    let flaw = Commit {
+        key: "/registry/things/ns/flaw".to_owned(),
+        expect: Expect::Absent,
+        value: Some(Bytes::from_static(b"flaw")),
+        ttl_seconds: None,
+    };
+    let flawed = at.store.commit(flaw).await.unwrap();
+    assert!(read().await.is_err());
+    at.delete("ns/flaw", flawed).await;
+    let passed = async { while read().await.is_err() {} };
+    let limit = Duration::from_secs(20);
+    tokio::time::timeout(limit, passed)
+        .await
+        .expect("readable again");
+    assert!(read().await.unwrap().is_some());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn reads_follow_writes() {
     let at = Fixture::new();
