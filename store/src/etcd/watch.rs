@@ -212,6 +212,15 @@ fn events(parts: Vec<proto::Event>) -> Result<Vec<Event>, Error> {
         };
         let previous = part.prev_kv.map(key_value).transpose()?;
         let kv = key_value(kv)?;
+        // Missing when the state before was compacted meanwhile. Such a deletion would look like nothing at all, such
+        // a change like a new key: the consumer has to begin anew.
+        let created = part.kind != proto::EVENT_DELETE && kv.create_revision == kv.mod_revision;
+        if previous.is_none() && !created {
+            return Err(Error::Failed(format!(
+                "etcd sent a change of {} without the state before",
+                kv.key
+            )));
+        }
         events.push(Event {
             key: kv.key.clone(),
             revision: kv.mod_revision,
