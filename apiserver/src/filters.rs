@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use http::HeaderValue;
+use http_body_util::{BodyExt, StreamBody};
 use keelson_machinery::status::{ApiError, Reason};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -99,11 +100,22 @@ pub async fn handle(
         .or_insert(HeaderValue::from_static("no-cache, private"));
     metrics_server.metrics.request(
         &metrics_info,
+        is_served(&metrics_server, &metrics_info),
         response.status().as_u16(),
         started.elapsed(),
         long_running,
     );
     response
+}
+
+/// Whether the request names a resource, and if so a subresource, that is served.
+fn is_served(server: &Server, info: &RequestInfo) -> bool {
+    let table = server.registry.table();
+    table
+        .get(&info.group, &info.version, &info.resource)
+        .is_some_and(|served| {
+            info.subresource.is_empty() || served.row.subresource(&info.subresource).is_some()
+        })
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
@@ -144,12 +156,17 @@ async fn chain(
         .authentication()
         .strip_credentials(&mut parts.headers);
 
-    let _permit = if long_running {
+    let permit = if long_running {
         None
     } else {
         server.limits.enter(&info, &user).await?
     };
     authorize(&server, &user, &info).await?;
+    let body = if long_running {
+        body
+    } else {
+        in_time(body, server.config.request_timeout)
+    };
     let request = Authorized {
         server,
         info,
@@ -160,8 +177,13 @@ async fn chain(
     };
     if is_mutating(&request.info.verb) && !long_running {
         // A write that has begun is finished even when its client goes away: what it allocated is either stored or
-        // given back.
-        return match tokio::spawn(routes::route(request)).await {
+        // given back. Until then it counts as in flight.
+        let work = async move {
+            let result = routes::route(request).await;
+            drop(permit);
+            result
+        };
+        return match tokio::spawn(work).await {
             Ok(result) => result,
             Err(error) => match error.try_into_panic() {
                 Ok(panic) => std::panic::resume_unwind(panic),
@@ -170,6 +192,19 @@ async fn chain(
         };
     }
     routes::route(request).await
+}
+
+/// A body that fails when it has not come whole in time. Who reads it may outlive the request that waits for it.
+fn in_time(body: RequestBody, limit: Duration) -> RequestBody {
+    let late = Box::pin(tokio::time::sleep(limit));
+    let frames = futures::stream::unfold((body, late), |(mut body, mut late)| async move {
+        let frame = tokio::select! {
+            frame = body.frame() => frame?,
+            () = &mut late => Err("it did not come in time".into()),
+        };
+        Some((frame, (body, late)))
+    });
+    StreamBody::new(frames).boxed_unsync()
 }
 
 /// May `user` do what `info` says? An error is the 403 for the client.
@@ -291,6 +326,8 @@ pub fn method_not_allowed() -> ApiError {
 
 #[cfg(test)]
 mod tests {
+    use futures::StreamExt;
+
     use super::*;
 
     fn read(path: &str) -> RequestInfo {
@@ -361,5 +398,21 @@ mod tests {
         for task in waiting {
             assert!(task.await.expect("no panic").expect("a turn").is_some());
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_stops_coming_is_given_up() {
+        use crate::body::streamed;
+        use crate::verbs::call::read_body;
+        let part = || futures::stream::iter([Ok(bytes::Bytes::from_static(b"{"))]);
+        let limit = Duration::from_secs(60);
+        let whole = read_body(in_time(streamed(part()), limit)).await;
+        assert_eq!(whole.expect("a body"), "{");
+        let stuck = streamed(part().chain(futures::stream::pending()));
+        let error = read_body(in_time(stuck, limit)).await.expect_err("no end");
+        assert_eq!(
+            error.message,
+            "error reading the request body: it did not come in time"
+        );
     }
 }

@@ -74,8 +74,16 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// Counts an answered request.
-    pub fn request(&self, info: &RequestInfo, code: u16, took: Duration, long_running: bool) {
+    /// Counts an answered request. `served`: it names a resource that is served. Paths come from outside, also from
+    /// those who are refused: only what is served may become a label.
+    pub fn request(
+        &self,
+        info: &RequestInfo,
+        served: bool,
+        code: u16,
+        took: Duration,
+        long_running: bool,
+    ) {
         let scope = if !info.is_resource {
             ""
         } else if !info.name.is_empty() {
@@ -85,10 +93,8 @@ impl Metrics {
         } else {
             "cluster"
         };
-        // Paths come from outside: only what names a resource may become a label.
-        let known = info.is_resource && code != 404;
         let label = |text: &str| {
-            if known {
+            if served {
                 text.to_string()
             } else {
                 String::new()
