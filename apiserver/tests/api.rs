@@ -436,6 +436,82 @@ async fn quotas_hold_under_contention() {
     assert!(findings.is_empty(), "{}", findings.join("\n"));
 }
 
+/// Whatever is taken can be read, changed and deleted again, however deeply it nests.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_stored_stays_within_reach() {
+    let harness = Harness::start().await;
+    let path = "/apis/apps/v1/namespaces/default/controllerrevisions";
+    let ask = async |method: &str, path: &str, kind: &str, accept: &str, body: String| {
+        let request = http::Request::builder()
+            .method(method)
+            .uri(path)
+            .header("content-type", kind)
+            .header("accept", accept)
+            .body(Full::from(body))
+            .expect("a request");
+        harness.send(None, request).await.code
+    };
+    let json = "application/json";
+    let mut taken = Vec::new();
+    for depth in [
+        10, 60, 100, 110, 118, 119, 120, 121, 122, 123, 124, 125, 126, 127,
+    ] {
+        let (open, close) = ("{\"a\":".repeat(depth), "}".repeat(depth));
+        let body = format!(
+            "{{\"metadata\":{{\"name\":\"r{depth}\"}},\"revision\":1,\"data\":{open}1{close}}}"
+        );
+        let code = ask("POST", path, json, json, body).await;
+        assert!(matches!(code, 201 | 400), "{depth}: {code}");
+        taken.extend((code == 201).then_some(depth));
+    }
+    assert!(taken.contains(&110), "{taken:?}");
+    let table = "application/json;as=Table;v=v1;g=meta.k8s.io";
+    assert_eq!(ask("GET", path, json, table, String::new()).await, 200);
+    for depth in taken {
+        let one = format!("{path}/r{depth}");
+        let patch = "{\"metadata\":{\"labels\":{\"a\":\"b\"}}}".to_owned();
+        let merge = "application/merge-patch+json";
+        assert_eq!(
+            ask("GET", &one, json, "application/yaml", String::new()).await,
+            200
+        );
+        let code = ask("PATCH", &one, merge, json, patch).await;
+        assert!(matches!(code, 200 | 400), "{depth}: {code}");
+        assert_eq!(
+            ask("DELETE", &one, json, json, String::new()).await,
+            200,
+            "{depth}"
+        );
+    }
+}
+
+/// What somebody without rights asks for leaves no trace among the metrics.
+#[tokio::test(flavor = "multi_thread")]
+async fn metrics_are_labelled_by_what_is_served() {
+    let harness = Harness::start().await;
+    for (user, path) in [
+        (Some("nobody"), "/apis/made.up/v1/things"),
+        (Some("nobody"), "/api/v1/namespaces/default/pods/p/madeup"),
+        (Some("nobody"), "/api/v1/namespaces/default/configmaps"),
+        (None, "/metrics"),
+    ] {
+        let request = http::Request::get(path)
+            .body(Full::default())
+            .expect("a request");
+        let answer = harness.send(user, request).await;
+        assert_eq!(
+            answer.code,
+            if user.is_some() { 403 } else { 200 },
+            "{path}"
+        );
+        if path == "/metrics" {
+            let text = String::from_utf8_lossy(&answer.bytes);
+            assert!(text.contains("resource=\"configmaps\""), "{text}");
+            assert!(!text.contains("made"), "{text}");
+        }
+    }
+}
+
 /// Clients made with Go speak protobuf for built-in kinds: bodies, answers, lists and watches.
 #[tokio::test(flavor = "multi_thread")]
 async fn protobuf_both_ways() {

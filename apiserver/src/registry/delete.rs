@@ -87,7 +87,7 @@ pub fn plan(
             }
         }
     } else if let Some(seconds) = strategy.graceful_delete_seconds(object, &asked) {
-        let at = now + SignedDuration::from_secs(seconds);
+        let at = after(now, seconds);
         meta::set(&mut next, "deletionTimestamp", time::format(at));
         meta::set(&mut next, "deletionGracePeriodSeconds", seconds);
         bump_generation(&mut next);
@@ -162,8 +162,8 @@ pub fn check_preconditions(
 
 /// Moves a deletion forward to a shorter grace period, but never into the past.
 fn shorten(deleting_at: &str, old_grace: i64, seconds: i64, now: Timestamp) -> (Timestamp, i64) {
-    let at = deleting_at.parse::<Timestamp>().unwrap_or(now) - SignedDuration::from_secs(old_grace)
-        + SignedDuration::from_secs(seconds);
+    let began = after(deleting_at.parse::<Timestamp>().unwrap_or(now), -old_grace);
+    let at = after(began, seconds);
     if at >= now {
         (at, seconds)
     } else if seconds == 0 {
@@ -172,6 +172,17 @@ fn shorten(deleting_at: &str, old_grace: i64, seconds: i64, now: Timestamp) -> (
         // The whole period is over already; whoever removes the object still gets to see that it was graceful.
         (now, 1)
     }
+}
+
+/// So many seconds later (or earlier). Clients choose grace periods: one that leads out of the calendar ends with it.
+fn after(time: Timestamp, seconds: i64) -> Timestamp {
+    let end = if seconds < 0 {
+        Timestamp::MIN
+    } else {
+        Timestamp::MAX
+    };
+    time.checked_add(SignedDuration::from_secs(seconds))
+        .unwrap_or(end)
 }
 
 fn bump_generation(object: &mut Value) {

@@ -26,6 +26,11 @@ use crate::cache::types::{CacheError, Freshness};
 /// progress, so this bounds only the unfairness towards one request.
 const ATTEMPTS: usize = 256;
 
+/// How deeply a stored object may nest: what `serde_json` reads, by which the cache's entries are decoded. An object
+/// beyond it could be stored and never be changed or deleted again. Bodies may nest once more, and managed fields
+/// make an object deeper than it came.
+const MAX_DEPTH: usize = 127;
+
 /// How often a free generated name is looked for (upstream `maxNameGenerationCreateAttempts`).
 const NAME_ATTEMPTS: usize = 8;
 
@@ -193,8 +198,12 @@ async fn create_once(
         Err(CommitError::Conflict(current)) => {
             Err(exists_error(context.served, at, &name, current.as_ref()))
         }
-        Err(CommitError::Store(error)) => Err(store_error(error, at, &name)),
-        Err(CommitError::Encode(error)) => Err(ApiError::internal(error)),
+        Err(error) => {
+            if error.may_be_done() {
+                allocation.keep();
+            }
+            Err(error.into_api(at, &name))
+        }
     }
 }
 
@@ -413,7 +422,12 @@ pub async fn update(
             }
             Err(CommitError::Conflict(Some(kv))) => current = Some(decode(served, kv)?),
             Err(CommitError::Conflict(None)) => current = None,
-            Err(error) => return Err(error.into_api(at, name)),
+            Err(error) => {
+                if error.may_be_done() {
+                    allocation.keep();
+                }
+                return Err(error.into_api(at, name));
+            }
         }
     }
     Err(ApiError::optimistic_lock(at, name))
@@ -526,15 +540,26 @@ pub(super) enum CommitError {
     Store(keelson_store::Error),
     /// The object has no stored form.
     Encode(String),
+    /// The object nests more deeply than what is read back.
+    TooDeep,
 }
 
 impl CommitError {
+    /// Whether the change may have happened all the same: what was allocated for it must not be given to others. It
+    /// is found again, or free, after a restart.
+    pub(super) fn may_be_done(&self) -> bool {
+        matches!(self, CommitError::Store(keelson_store::Error::Failed(_)))
+    }
+
     pub(super) fn into_api(self, at: &GroupResource, name: &str) -> ApiError {
         match self {
             CommitError::Conflict(Some(_)) => ApiError::optimistic_lock(at, name),
             CommitError::Conflict(None) => ApiError::not_found(at, name),
             CommitError::Store(error) => store_error(error, at, name),
             CommitError::Encode(error) => ApiError::internal(error),
+            CommitError::TooDeep => ApiError::bad_request(format!(
+                "{at} {name:?} nests more than {MAX_DEPTH} lists and objects into each other, managedFields included"
+            )),
         }
     }
 }
@@ -557,6 +582,9 @@ pub(super) async fn commit(
     mut object: Value,
 ) -> Result<Stored, CommitError> {
     meta::remove(&mut object, "resourceVersion");
+    if value::depth(&object) > MAX_DEPTH {
+        return Err(CommitError::TooDeep);
+    }
     let (bytes, json) = context
         .served
         .codec

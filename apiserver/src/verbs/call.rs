@@ -1,6 +1,7 @@
 //! [`Call`]: one authorized request to a resource on its way through a verb, and what all verbs share: reading the
 //! body, admission, warnings.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -131,17 +132,20 @@ pub fn set_defaults(served: &Served, object: &mut Value) {
 pub fn dedup_owner_references(object: &mut Value, after_admission: bool) -> Option<String> {
     let owners = keelson_machinery::value::get_mut(object, &["metadata", "ownerReferences"])?
         .as_array_mut()?;
-    let mut kept: Vec<Value> = Vec::with_capacity(owners.len());
+    if owners.len() < 2 {
+        return None;
+    }
+    // Looked up, not searched for: a body has room for some hundred thousand owners.
+    let mut seen: HashSet<String> = HashSet::with_capacity(owners.len());
     let mut duplicates: Vec<String> = Vec::new();
-    for owner in owners.drain(..) {
-        if kept.contains(&owner) {
+    owners.retain(|owner| {
+        let new = seen.insert(owner.to_string());
+        if !new {
             let uid = owner.get("uid").and_then(Value::as_str).unwrap_or_default();
             duplicates.push(format!("{uid:?}"));
-        } else {
-            kept.push(owner);
         }
-    }
-    *owners = kept;
+        new
+    });
     if duplicates.is_empty() {
         return None;
     }
@@ -270,9 +274,9 @@ impl Admission {
 
     fn fill(&mut self, object: Option<Value>, old: Option<Arc<Value>>) {
         // A new object's name stands in its body; a generated one is known only at validation, and may change when
-        // it turns out to be taken.
+        // it turns out to be taken. Of a collection, the object that goes has the name.
         if !self.named
-            && let Some(object) = &object
+            && let Some(object) = object.as_ref().or(old.as_deref())
         {
             let info = &mut self.request.request;
             info.name = meta::name(object).to_string();

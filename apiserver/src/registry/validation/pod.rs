@@ -1,6 +1,7 @@
 //! Pods and what their specs consist of (upstream `ValidatePodCreate`, `ValidatePodSpec`).
 
-use std::collections::HashSet;
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 
 use keelson_machinery::meta::{self, names};
 use keelson_machinery::status::field::{FieldError, Path};
@@ -135,26 +136,30 @@ fn lists(spec: &Value) -> [(&'static str, &[Value]); 3] {
         .map(|list| (list, value::items(spec, &[list])))
 }
 
-/// The volumes by name; names that occur twice are reported.
-fn volumes<'a>(spec: &'a Value, at: &At<'_>, found: &mut Found) -> Vec<(&'a str, &'a Value)> {
-    let mut volumes: Vec<(&str, &Value)> = Vec::new();
+/// The volumes by name, the first of each; names that occur twice are reported.
+fn volumes<'a>(spec: &'a Value, at: &At<'_>, found: &mut Found) -> HashMap<&'a str, &'a Value> {
+    let mut volumes: HashMap<&str, &Value> = HashMap::new();
     for (index, volume) in value::items(spec, &["volumes"]).iter().enumerate() {
         let name = text(volume, "name");
-        if !name.is_empty() && volumes.iter().any(|(other, _)| *other == name) {
-            found.push(FieldError::duplicate(
+        match volumes.entry(name) {
+            Entry::Vacant(place) => drop(place.insert(volume)),
+            Entry::Occupied(_) if name.is_empty() => {}
+            Entry::Occupied(_) => found.push(FieldError::duplicate(
                 &at.child("volumes").index(index).child("name"),
                 name,
-            ));
-        } else {
-            volumes.push((name, volume));
+            )),
         }
     }
     volumes
 }
 
 /// `ValidateVolumeMounts` and `ValidateVolumeDevices`.
-fn mounts(container: &Value, volumes: &[(&str, &Value)], path: &Path, found: &mut Found) {
+fn mounts(container: &Value, volumes: &HashMap<&str, &Value>, path: &Path, found: &mut Found) {
     let devices = value::items(container, &["volumeDevices"]);
+    let of_devices = |name: &'static str| -> HashSet<&str> {
+        devices.iter().map(|device| text(device, name)).collect()
+    };
+    let (device_names, device_paths) = (of_devices("name"), of_devices("devicePath"));
     let list = path.child("volumeMounts");
     let mut seen = HashSet::new();
     let privileged = value::get_bool(container, &["securityContext", "privileged"]) == Some(true);
@@ -167,7 +172,7 @@ fn mounts(container: &Value, volumes: &[(&str, &Value)], path: &Path, found: &mu
         if name.is_empty() {
             found.push(FieldError::required(&path.child("name"), ""));
         }
-        if !volumes.iter().any(|(volume, _)| *volume == name) {
+        if !volumes.contains_key(name) {
             found.push(FieldError::not_found(&path.child("name"), name));
         }
         if target.is_empty() {
@@ -180,17 +185,14 @@ fn mounts(container: &Value, volumes: &[(&str, &Value)], path: &Path, found: &mu
                 "must be unique",
             ));
         }
-        if devices.iter().any(|device| text(device, "name") == name) {
+        if device_names.contains(name) {
             found.push(FieldError::invalid(
                 &path.child("name"),
                 name,
                 "must not already exist in volumeDevices",
             ));
         }
-        if devices
-            .iter()
-            .any(|device| text(device, "devicePath") == target)
-        {
+        if device_paths.contains(target) {
             found.push(FieldError::invalid(
                 &path.child("mountPath"),
                 target,
@@ -226,11 +228,9 @@ fn mounts(container: &Value, volumes: &[(&str, &Value)], path: &Path, found: &mu
     for (index, device) in devices.iter().enumerate() {
         let path = list.index(index);
         let name = text(device, "name");
-        match volumes.iter().find(|(volume, _)| *volume == name) {
+        match volumes.get(name) {
             None => found.push(FieldError::not_found(&path.child("name"), name)),
-            Some((_, volume))
-                if !has(volume, "persistentVolumeClaim") && !has(volume, "ephemeral") =>
-            {
+            Some(volume) if !has(volume, "persistentVolumeClaim") && !has(volume, "ephemeral") => {
                 found.push(FieldError::invalid(
                     &path.child("name"),
                     name,
