@@ -98,6 +98,11 @@ pub const CONTROLLERS: &[Entry] = &[
         endpoints::slices
     ),
     entry!("endpoints-controller", "endpoint", endpoints::legacy),
+    entry!(
+        "endpointslice-mirroring-controller",
+        "endpointslicemirroring",
+        endpoints::mirror
+    ),
     entry!("job-controller", "job", job),
     entry!(
         "ttl-after-finished-controller",
