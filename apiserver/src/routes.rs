@@ -72,11 +72,14 @@ async fn resource(request: Authorized) -> Result<Response, ApiError> {
         served,
         warnings: Vec::new(),
     };
+    if let Some(warning) = call.served.custom.as_ref().and_then(|c| c.warning.clone()) {
+        call.warnings.push(warning);
+    }
     if !call.info.subresource.is_empty() {
         return subresources::dispatch(call, request.body).await;
     }
     let verb = call.info.verb.clone();
-    if !call.served.row.has_verb(&verb) {
+    if !call.served.has_verb(&verb) {
         return Err(method_not_allowed());
     }
     // POST goes to collections, PUT and PATCH to objects.
@@ -107,7 +110,7 @@ async fn resource(request: Authorized) -> Result<Response, ApiError> {
             verbs::update::update(&mut call, &body).await
         }
         "patch" => {
-            verbs::patch::PatchType::of(&call.parts.headers)?;
+            verbs::patch::PatchType::of(&call)?;
             let body = read_body(request.body).await?;
             verbs::patch::patch(&mut call, &body).await
         }

@@ -11,7 +11,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admission::resource_quota::ResourceQuota;
 use crate::admission::resource_quota::status::StoredQuotas;
-use crate::admission::webhook::{self, WebhookMetrics, Webhooks};
 use crate::admission::{self, Plugin};
 use crate::authn::review::OpenIdDocuments;
 use crate::authn::token_request::TokenIssuer;
@@ -22,6 +21,7 @@ use crate::authz::{AlwaysAllow, AlwaysDeny, Masters, Union};
 use crate::bootstrap::{self, ClusterFacts};
 use crate::cache::caches::Caches;
 use crate::config::{AuthorizationMode, Config};
+use crate::extensions;
 use crate::filters::Limits;
 use crate::health::Health;
 use crate::loopback;
@@ -171,18 +171,6 @@ impl ApiServer {
             config.quota_limited_resources.clone(),
             config.clock.clone(),
         ));
-        let metrics = Metrics::default();
-        let webhooks = Webhooks {
-            objects: objects.clone(),
-            registry: registry.clone(),
-            provider: provider.clone(),
-            clock: config.clock.clone(),
-            metrics: metrics.register(WebhookMetrics::new),
-        };
-        let mutating: Arc<dyn Plugin> =
-            Arc::new(webhook::Mutating::start(webhooks.clone(), closing.clone()));
-        let validating: Arc<dyn Plugin> =
-            Arc::new(webhook::Validating::start(webhooks, closing.clone()));
         let admission = admission::plugins(
             &admission::Dependencies {
                 objects: objects.clone(),
@@ -192,7 +180,7 @@ impl ApiServer {
             },
             &config.enable_admission_plugins,
             &config.disable_admission_plugins,
-            vec![quota, mutating, validating],
+            vec![quota],
         )
         .map_err(|error| StartError::Config(error.to_string()))?;
         let mut health = Health::default();
@@ -205,7 +193,7 @@ impl ApiServer {
             storage,
             registry,
             openapi: Arc::new(OpenApi::new(crate::discovery::GIT_VERSION)),
-            metrics,
+            metrics: Metrics::default(),
             health,
             closing,
             outward: Outward::new(&config.kubelet, &provider)?,
@@ -230,6 +218,7 @@ impl ApiServer {
                 server.closing.clone(),
             ));
         }
+        serve_custom_resources(&server).await?;
         started.store(true, Ordering::Release);
         Ok(ApiServer { server })
     }
@@ -261,6 +250,27 @@ async fn make_system_objects(
             }
             Err(error) => return Err(StartError::System(error.message)),
         }
+    }
+}
+
+/// Follows the definitions of custom resources, and waits until those that exist are served.
+async fn serve_custom_resources(server: &Arc<Server>) -> Result<(), StartError> {
+    let (synced, mut ready) = tokio::sync::watch::channel(false);
+    let webhooks = extensions::webhook::Webhooks {
+        connect: Arc::new(|_| Err("webhooks are not called by this server".to_string())),
+        clock: server.storage.clock.clone(),
+    };
+    tokio::spawn(extensions::controller::run(
+        server.clone(),
+        webhooks,
+        synced,
+    ));
+    let ready = tokio::time::timeout(START_LIMIT, ready.wait_for(|synced| *synced));
+    match ready.await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(_)) | Err(_) => Err(StartError::System(
+            "the definitions of custom resources could not be read".to_string(),
+        )),
     }
 }
 

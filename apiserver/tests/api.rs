@@ -3,7 +3,7 @@
 //!
 //! A case is a block of lines:
 //! ```text
-//! [?]METHOD path [as USER]   the request, with ? repeated until it is as expected, for ten seconds at most; USER is in no group but system:authenticated, the default is an administrator
+//! METHOD path [as USER]      the request; USER is in no group but system:authenticated, the default is an administrator
 //! | Header: value            a request header
 //! > body                     a line of the body
 //! < CODE [REASON]            the status code, and the reason of a Status
@@ -13,10 +13,10 @@
 //! ! path                     nothing stands there
 //! W text                     a warning header
 //! @ name path                remembers what stands there as ${name} for later cases of the file
+//! ?                          the request is sent again until everything holds, for some seconds
 //! ```
 
 mod gnostic;
-mod webhook;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -129,31 +129,11 @@ async fn run_file(harness: &Harness, name: &str, text: &str) -> Vec<String> {
         for (variable, value) in &variables {
             block = block.replace(&format!("${{{variable}}}"), value);
         }
-        if let Some(block) = block.strip_prefix('?') {
-            findings.extend(check_in_time(harness, &here, block, &mut variables).await);
-        } else if !block.is_empty() {
+        if !block.is_empty() {
             check(harness, &here, &block, &mut variables, &mut findings).await;
         }
     }
     findings
-}
-
-/// Repeats a case until it is as expected, or for ten seconds.
-async fn check_in_time(
-    harness: &Harness,
-    here: &str,
-    block: &str,
-    variables: &mut HashMap<String, String>,
-) -> Vec<String> {
-    let limit = tokio::time::Instant::now() + std::time::Duration::from_secs(10);
-    loop {
-        let mut findings = Vec::new();
-        check(harness, here, block, variables, &mut findings).await;
-        if findings.is_empty() || tokio::time::Instant::now() > limit {
-            return findings;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-    }
 }
 
 async fn check(
@@ -199,12 +179,38 @@ async fn check(
     if !typed && !body.is_empty() {
         request = request.header("content-type", "application/json");
     }
-    let request = request.body(Full::from(body)).expect("a request");
-    let answer = harness.send(user, request).await;
+    let (parts, ()) = request.body(()).expect("a request").into_parts();
+    let patient = expected.iter().any(|(mark, _)| *mark == "?");
+    expected.retain(|(mark, _)| *mark != "?");
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        let body = Full::from(body.clone());
+        let request = http::Request::from_parts(parts.clone(), body);
+        let answer = harness.send(user, request).await;
+        let found = compare(&answer, here, &expected, variables);
+        if found.is_empty() || !patient || tokio::time::Instant::now() > deadline {
+            findings.extend(found);
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+}
+
+/// How long a request is repeated whose effect comes by and by.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// What of an answer is not as expected.
+fn compare(
+    answer: &Answer,
+    here: &str,
+    expected: &[(&str, &str)],
+    variables: &mut HashMap<String, String>,
+) -> Vec<String> {
+    let mut findings = Vec::new();
     let shown = String::from_utf8_lossy(&answer.bytes).into_owned();
-    for (mark, rest) in expected {
+    for (mark, rest) in expected.iter().copied() {
         let finding = match mark {
-            "<" => check_status(&answer, &shown, rest),
+            "<" => check_status(answer, &shown, rest),
             "=" => {
                 let (path, wanted) = rest.split_once(' ').expect("a path and JSON");
                 let wanted: Value = serde_json::from_str(wanted).expect("JSON");
@@ -236,6 +242,7 @@ async fn check(
         };
         findings.extend(finding.map(|finding| format!("{here}: {finding}: {shown}")));
     }
+    findings
 }
 
 fn check_status(answer: &Answer, shown: &str, wanted: &str) -> Option<String> {

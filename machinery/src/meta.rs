@@ -12,7 +12,8 @@ use serde_json::json;
 use crate::value::{self, Object, Value};
 
 pub use validate::{
-    NameRule, validate_kube_finalizers, validate_object_meta, validate_object_meta_update,
+    NameRule, validate_annotations, validate_kube_finalizers, validate_labels,
+    validate_object_meta, validate_object_meta_update,
 };
 
 /// A resource within its group, as errors name it: `deployments.apps`.

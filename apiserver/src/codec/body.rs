@@ -8,6 +8,7 @@ use keelson_machinery::value::Value;
 
 use super::Format;
 use crate::cache::types::StorageCodec;
+use crate::extensions::Custom;
 use keelson_machinery::catalog::{Catalog, api_version, parse_api_version};
 
 /// `fieldValidation` of a request.
@@ -35,7 +36,7 @@ pub struct Decoded {
 }
 
 /// What a body must be.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Expected<'a> {
     /// API group.
     pub group: &'a str,
@@ -45,6 +46,8 @@ pub struct Expected<'a> {
     pub kind: &'a str,
     /// Its fields.
     pub object_type: &'static Type,
+    /// For custom resources, their schema.
+    pub custom: Option<&'a Custom>,
 }
 
 /// Decodes a request body. Errors are worded as upstream's `transformDecodeError`.
@@ -88,7 +91,14 @@ pub fn decode(
             expected.kind
         ))
     };
-    if kind != expected.kind || found_api_version != wanted {
+    if expected.custom.is_some() {
+        if found_api_version != wanted {
+            return Err(ApiError::bad_request(format!(
+                "the API version in the data ({found_api_version}) does not match the expected API version ({wanted})"
+            )));
+        }
+        // A wrong kind is a matter of validation.
+    } else if kind != expected.kind || found_api_version != wanted {
         let known = Catalog::builtin().kind(group, version, &kind).is_some();
         if known && kind == expected.kind && group == expected.group {
             return Err(ApiError::bad_request(format!(
@@ -107,11 +117,17 @@ pub fn decode(
             )
         }));
     }
-    let decoded = match format {
-        Format::Json => codec::json::decode(body, expected.object_type, strictness),
-        Format::Yaml => codec::yaml::decode(body, expected.object_type, strictness),
-        Format::Protobuf => codec::protobuf::decode_object(body, expected.object_type)
-            .map(|object| (object, Vec::new())),
+    let decoded = if let Some(custom) = expected.custom {
+        custom
+            .decode(body, format, strictness)
+            .map_err(DecodeError::Type)
+    } else {
+        match format {
+            Format::Json => codec::json::decode(body, expected.object_type, strictness),
+            Format::Yaml => codec::yaml::decode(body, expected.object_type, strictness),
+            Format::Protobuf => codec::protobuf::decode_object(body, expected.object_type)
+                .map(|object| (object, Vec::new())),
+        }
     };
     let (mut object, strict) = decoded.map_err(|e| cannot_be_handled(e.to_string()))?;
     if validation == FieldValidation::Strict && !strict.is_empty() {

@@ -70,19 +70,34 @@ impl Output {
 
     /// Negotiates the form of an object or list.
     pub fn negotiate(headers: &HeaderMap, query: &Query) -> Result<Output, ApiError> {
-        Output::choose(headers, query, false)
+        Output::choose(headers, query, false, true)
+    }
+
+    /// The same for objects that have no protobuf form: custom resources. Their metadata do have one.
+    pub fn negotiate_untyped(headers: &HeaderMap, query: &Query) -> Result<Output, ApiError> {
+        Output::choose(headers, query, false, false)
     }
 
     /// Negotiates the form of a watch stream. YAML has no framing, so it is not acceptable here.
-    pub fn negotiate_stream(headers: &HeaderMap, query: &Query) -> Result<Output, ApiError> {
-        let output = Output::choose(headers, query, true)?;
+    /// With `typed`, objects have a protobuf form.
+    pub fn negotiate_stream(
+        headers: &HeaderMap,
+        query: &Query,
+        typed: bool,
+    ) -> Result<Output, ApiError> {
+        let output = Output::choose(headers, query, true, typed)?;
         if output.format == Format::Yaml {
             return Err(not_acceptable(true));
         }
         Ok(output)
     }
 
-    fn choose(headers: &HeaderMap, query: &Query, stream: bool) -> Result<Output, ApiError> {
+    fn choose(
+        headers: &HeaderMap,
+        query: &Query,
+        stream: bool,
+        typed: bool,
+    ) -> Result<Output, ApiError> {
         let pretty = is_pretty(headers, query);
         let accept = header_text(headers, ACCEPT);
         if accept.is_empty() {
@@ -95,6 +110,7 @@ impl Output {
             for format in ALL {
                 if clause.matches(format)
                     && let Some(mut output) = clause.output(format)
+                    && (typed || format != Format::Protobuf || output.convert.is_some())
                 {
                     output.pretty |= pretty;
                     return Ok(output);

@@ -8,6 +8,8 @@ use keelson_machinery::schema::{Cardinality, Field, Kind, ListType, MapType, Sch
 use keelson_machinery::value::{Object, Value};
 use serde_json::json;
 
+use crate::extensions::publish;
+
 /// Where references to schemas point.
 pub(super) const PREFIX: &str = "#/components/schemas/";
 
@@ -39,6 +41,17 @@ fn custom_name(row: &Resource, kind: &str) -> String {
     format!("{}.{}.{kind}", steps.join("."), row.version)
 }
 
+/// The schemas of a custom resource and of a list of it, by name; references in them begin with `prefix`.
+pub(super) fn custom(row: &Resource, prefix: &str) -> [(String, Value); 2] {
+    let schema = row.schema.as_ref().and_then(|schema| (schema.make)());
+    let name = custom_name(row, &row.kind);
+    let list = publish::list(row, &name, prefix);
+    [
+        (name, publish::kind(row, schema, prefix)),
+        (custom_name(row, &row.list_kind), list),
+    ]
+}
+
 /// A reference to the schema of this name.
 pub(super) fn reference(name: &str) -> Value {
     json!({ "$ref": format!("{PREFIX}{name}") })
@@ -63,41 +76,11 @@ impl Components {
         }
     }
 
-    /// Makes the schemas of a custom resource known: objects of which nothing but the kind is told.
+    /// Makes the schemas of a custom resource known.
     pub fn custom(&mut self, row: &Resource) {
-        if row.type_name.is_some() {
-            return;
+        if row.type_name.is_none() {
+            self.custom.extend(custom(row, PREFIX));
         }
-        let object = |kind: &str, mut schema: Value| {
-            schema["x-kubernetes-group-version-kind"] =
-                json!([{"group": row.group, "version": row.version, "kind": kind}]);
-            schema
-        };
-        let meta = |name: &str| json!({"allOf": [reference(&format!("{META}{name}"))]});
-        let text = json!({"type": "string"});
-        self.custom.insert(
-            custom_name(row, &row.kind),
-            object(
-                &row.kind,
-                json!({
-                    "type": "object",
-                    "properties": {"apiVersion": text, "kind": text, "metadata": meta("ObjectMeta")},
-                    "x-kubernetes-preserve-unknown-fields": true,
-                }),
-            ),
-        );
-        let item = reference(&custom_name(row, &row.kind));
-        self.custom.insert(
-            custom_name(row, &row.list_kind),
-            object(
-                &row.list_kind,
-                json!({
-                    "type": "object",
-                    "required": ["items"],
-                    "properties": {"apiVersion": text, "kind": text, "metadata": meta("ListMeta"), "items": {"type": "array", "items": item}},
-                }),
-            ),
-        );
     }
 
     /// Adds every schema that `value` refers to, and those that these refer to.

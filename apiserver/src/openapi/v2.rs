@@ -42,6 +42,10 @@ pub(super) fn document(catalog: &Catalog, version: &str) -> Value {
         }
         turn_schema(schema);
     }
+    // Custom schemas say more than version 2 has words for; what is left out is their own matter.
+    for row in catalog.rows().iter().filter(|row| row.type_name.is_none()) {
+        definitions.extend(schemas::custom(row, "#/definitions/"));
+    }
     if let Some(paths) = paths.as_object_mut() {
         for item in paths.values_mut() {
             turn_item(item);

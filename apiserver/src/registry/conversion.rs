@@ -1,5 +1,5 @@
-//! Between the versions of a resource. Most versions differ only in name; those that differ in shape have a function
-//! of their own.
+//! Between the versions of a built-in resource. Most versions differ only in name; those that differ in shape have a
+//! function of their own. Custom resources are handled in the version of the request and pass through here unchanged.
 
 use keelson_machinery::status::ApiError;
 use keelson_machinery::value::{self, Value};
@@ -9,7 +9,7 @@ use crate::codec::body::set_type_meta;
 
 /// Whether the JSON of both versions is the same but for `apiVersion`.
 pub fn same_shape(served: &Served) -> bool {
-    served.is_storage_version()
+    served.is_working_version()
         || !matches!(
             (
                 served.row.group.as_str(),
@@ -22,7 +22,7 @@ pub fn same_shape(served: &Served) -> bool {
 
 /// An object as the client sent it, in the storage version.
 pub fn to_storage(served: &Served, mut object: Value) -> Result<Value, ApiError> {
-    if served.is_storage_version() {
+    if served.is_working_version() {
         return Ok(object);
     }
     match (
@@ -44,7 +44,7 @@ pub fn to_storage(served: &Served, mut object: Value) -> Result<Value, ApiError>
 
 /// A stored object in the version of the request.
 pub fn from_storage(served: &Served, mut object: Value) -> Result<Value, ApiError> {
-    if served.is_storage_version() {
+    if served.is_working_version() {
         return Ok(object);
     }
     match (

@@ -283,6 +283,7 @@ pub async fn delete(
                             object: Arc::new(next),
                             json: None,
                             revision,
+                            outdated: false,
                         })
                     })
             }
@@ -294,7 +295,7 @@ pub async fn delete(
                 }
                 return Ok(deleted);
             }
-            Err(CommitError::Conflict(Some(kv))) => current = Some(decode(served, kv)?),
+            Err(CommitError::Conflict(Some(kv))) => current = Some(decode(served, kv).await?),
             Err(CommitError::Conflict(None)) => current = None,
             Err(error) => return Err(error.into_api(at, name)),
         }
@@ -307,5 +308,6 @@ fn unsaved(object: Value, old: &Stored) -> Stored {
         object: Arc::new(object),
         json: None,
         revision: old.revision,
+        outdated: false,
     }
 }

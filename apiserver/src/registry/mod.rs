@@ -3,6 +3,7 @@
 //! A resource is a catalog row, a type of the type table and a [`strategy::Strategy`]. Its versions share one
 //! storage: the same keys, the same cache, objects in the storage version.
 
+pub mod apiextensions;
 pub mod apps;
 pub mod batch;
 pub mod certificates;
@@ -24,6 +25,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use keelson_machinery::apply::Shape;
 use keelson_machinery::catalog::{Catalog, Resource, StorageFacts, api_version};
 use keelson_machinery::meta::{GroupKind, GroupResource};
 use keelson_machinery::schema::{Schema, Type};
@@ -31,6 +33,7 @@ use keelson_machinery::schema::{Schema, Type};
 use crate::cache::types::{CacheSpec, CacheSpecs, StorageCodec};
 use crate::codec::body::JsonStorage;
 use crate::codec::storage::{ProtobufStorage, is_stored_as_json};
+use crate::extensions::Custom;
 
 pub use self::strategy::Strategy;
 
@@ -48,6 +51,8 @@ pub struct Served {
     pub codec: Arc<dyn StorageCodec>,
     /// Whether objects are kept at all; reviews and the like only answer.
     pub stored: bool,
+    /// For custom resources: their schema and conversion. The types above then know the metadata only.
+    pub custom: Option<Arc<Custom>>,
 }
 
 impl Served {
@@ -64,6 +69,34 @@ impl Served {
     /// Whether this version is the stored one.
     pub fn is_storage_version(&self) -> bool {
         self.row.group == self.row.storage.group && self.row.version == self.row.storage.version
+    }
+
+    /// Whether objects of this version need no conversion between the registry and the client: built-in objects are
+    /// handled in the storage version, custom ones in that of the request.
+    pub fn is_working_version(&self) -> bool {
+        self.custom.is_some() || self.is_storage_version()
+    }
+
+    /// `group/version` of the form in which the registry handles objects.
+    pub fn working_api_version(&self) -> String {
+        match &self.custom {
+            Some(custom) => custom.api_version(),
+            None => self.storage_api_version(),
+        }
+    }
+
+    /// Whether a verb is served. Discovery no longer names all of a custom resource whose definition goes, but objects
+    /// can still be let go.
+    pub fn has_verb(&self, verb: &str) -> bool {
+        self.custom.is_some() || self.row.has_verb(verb)
+    }
+
+    /// How apply sees the objects of this version.
+    pub fn shape(&self) -> Shape<'_> {
+        match &self.custom {
+            Some(custom) => custom.shape(),
+            None => Shape::Object(self.object_type),
+        }
     }
 
     /// Group and resource as errors name them.
@@ -125,6 +158,31 @@ impl Table {
             served.clone(),
         );
         self.catalog.insert(row.clone());
+    }
+
+    /// Adds a version that is stored, but not served.
+    pub fn insert_hidden(&mut self, served: Arc<Served>) {
+        self.by_storage.insert(served.storage_resource(), served);
+    }
+
+    /// Takes all versions of a custom resource out.
+    pub fn remove(&mut self, group: &str, resource: &str) {
+        let at = GroupResource::new(group, resource);
+        if self
+            .by_storage
+            .get(&at)
+            .is_some_and(|served| served.custom.is_some())
+        {
+            self.by_storage.remove(&at);
+        }
+        let gone = |of: &str, name: &str, served: &Served| {
+            of == group && name == resource && served.custom.is_some()
+        };
+        self.by_resource
+            .retain(|(of, _, name), served| !gone(of, name, served));
+        self.catalog.retain(|row| {
+            row.group != group || row.resource != resource || row.type_name.is_some()
+        });
     }
 }
 
@@ -189,6 +247,7 @@ impl Registry {
                 strategy,
                 codec: codec(storage, storage_type),
                 stored,
+                custom: None,
                 row: row.clone(),
             }));
         }
@@ -223,7 +282,10 @@ impl CacheSpecs for Registry {
             resource: resource.clone(),
             prefix: served.row.storage.key(None, None).into(),
             namespaced: served.row.namespaced,
-            fields: crate::cache::fields::builtin(resource),
+            fields: match &served.custom {
+                Some(custom) => custom.selectable_fields(),
+                None => crate::cache::fields::builtin(resource),
+            },
             codec: served.codec.clone(),
         })
     }

@@ -21,6 +21,7 @@ use super::Served;
 use super::strategy::{Context, Rollback};
 use crate::cache::caches::Caches;
 use crate::cache::types::{CacheError, Freshness};
+use crate::extensions::conversion as custom;
 
 /// How often a write is tried again after losing against another writer. Each round means that somebody else made
 /// progress, so this bounds only the unfairness towards one request.
@@ -54,6 +55,9 @@ pub struct Stored {
     pub json: Option<Bytes>,
     /// The revision; 0 for a dry run of a create.
     pub revision: Revision,
+    /// The object is stored in a version that is no longer the one to store: a write that changes nothing else
+    /// still brings it up to date.
+    pub outdated: bool,
 }
 
 /// How an update makes the next state. Called again after each conflict.
@@ -183,6 +187,7 @@ async fn create_once(
                 object: Arc::new(object),
                 json: None,
                 revision: 0,
+                outdated: false,
             }),
         };
     }
@@ -300,11 +305,14 @@ fn before_update(
     Ok(())
 }
 
-/// Built-in kinds are stricter with the names of finalizers than custom resources.
+/// Built-in kinds are stricter with the names of finalizers than custom resources and the two delegated servers.
 fn finalizer_findings(served: &Served, object: &Value) -> Vec<FieldError> {
+    let delegated = ["apiextensions.k8s.io", "apiregistration.k8s.io"];
     match served.row.type_name {
-        Some(_) => meta::validate_kube_finalizers(object, &Path::new("metadata")),
-        None => Vec::new(),
+        Some(_) if !delegated.contains(&&*served.row.group) => {
+            meta::validate_kube_finalizers(object, &Path::new("metadata"))
+        }
+        Some(_) | None => Vec::new(),
     }
 }
 
@@ -380,7 +388,7 @@ pub async fn update(
                 match commit_delete(storage, &key, old.revision).await {
                     Ok(_) => served.strategy.after_delete(context, &old.object),
                     Err(CommitError::Conflict(Some(kv))) => {
-                        current = Some(decode(served, kv)?);
+                        current = Some(decode(served, kv).await?);
                         continue;
                     }
                     Err(CommitError::Conflict(None)) => {}
@@ -391,10 +399,11 @@ pub async fn update(
                 object: Arc::new(object),
                 json: None,
                 revision: old.revision,
+                outdated: false,
             }));
         }
         keelson_machinery::apply::keep_times_if_same(&mut object, &old.object);
-        if object == *old.object {
+        if object == *old.object && !old.outdated {
             return Ok(Updated::Updated(old));
         }
         if context.dry_run {
@@ -402,6 +411,7 @@ pub async fn update(
                 object: Arc::new(object),
                 json: None,
                 revision: old.revision,
+                outdated: false,
             }));
         }
         match commit(
@@ -420,7 +430,7 @@ pub async fn update(
                     .after_write(context, &stored.object, Some(&old.object));
                 return Ok(Updated::Updated(stored));
             }
-            Err(CommitError::Conflict(Some(kv))) => current = Some(decode(served, kv)?),
+            Err(CommitError::Conflict(Some(kv))) => current = Some(decode(served, kv).await?),
             Err(CommitError::Conflict(None)) => current = None,
             Err(error) => {
                 if error.may_be_done() {
@@ -508,27 +518,38 @@ pub async fn read_latest(
         .await
         .map_err(|e| cache_error(&e))?;
     let _ = at;
-    entry
-        .map(|entry| {
-            Ok(Stored {
-                object: Arc::new(entry.value().map_err(|e| cache_error(&e))?),
-                json: Some(entry.json().clone()),
-                revision: entry.revision(),
-            })
-        })
-        .transpose()
+    let Some(entry) = entry else {
+        return Ok(None);
+    };
+    let object = entry.value().map_err(|e| cache_error(&e))?;
+    let outdated = is_outdated(served, &object);
+    let ready = custom::is_ready(served, &entry);
+    Ok(Some(Stored {
+        object: Arc::new(custom::to_working(served, object).await?),
+        json: ready.then(|| entry.json().clone()),
+        revision: entry.revision(),
+        outdated,
+    }))
+}
+
+/// Whether a custom resource is stored in another version than new ones.
+fn is_outdated(served: &Served, object: &Value) -> bool {
+    served.custom.is_some()
+        && value::str_or_empty(object, &["apiVersion"]) != served.storage_api_version()
 }
 
 /// A state as a conflict reported it.
-pub(super) fn decode(served: &Served, kv: KeyValue) -> Result<Stored, ApiError> {
+pub(super) async fn decode(served: &Served, kv: KeyValue) -> Result<Stored, ApiError> {
     let mut object = served.codec.decode(&kv.value).map_err(|why| {
         ApiError::internal(format!("stored object {} does not decode: {why}", kv.key))
     })?;
     meta::set(&mut object, "resourceVersion", kv.mod_revision.to_string());
+    let outdated = is_outdated(served, &object);
     Ok(Stored {
-        object: Arc::new(object),
+        object: Arc::new(custom::to_working(served, object).await?),
         json: None,
         revision: kv.mod_revision,
+        outdated,
     })
 }
 
@@ -542,6 +563,8 @@ pub(super) enum CommitError {
     Encode(String),
     /// The object nests more deeply than what is read back.
     TooDeep,
+    /// The object cannot be converted to the version that is stored.
+    Convert(ApiError),
 }
 
 impl CommitError {
@@ -560,6 +583,7 @@ impl CommitError {
             CommitError::TooDeep => ApiError::bad_request(format!(
                 "{at} {name:?} nests more than {MAX_DEPTH} lists and objects into each other, managedFields included"
             )),
+            CommitError::Convert(error) => error,
         }
     }
 }
@@ -585,11 +609,16 @@ pub(super) async fn commit(
     if value::depth(&object) > MAX_DEPTH {
         return Err(CommitError::TooDeep);
     }
-    let (bytes, json) = context
-        .served
-        .codec
-        .encode_both(&object)
-        .map_err(CommitError::Encode)?;
+    let served = context.served;
+    let (bytes, json) = if served.custom.is_some() && !served.is_storage_version() {
+        let stored = custom::to_stored(served, object.clone()).await;
+        let stored = stored.map_err(CommitError::Convert)?;
+        // What clients of this version get is not what is stored.
+        served.codec.encode(&stored).map(|bytes| (bytes, None))
+    } else {
+        served.codec.encode_both(&object)
+    }
+    .map_err(CommitError::Encode)?;
     let revision = storage
         .engine
         .commit(Commit {
@@ -604,6 +633,7 @@ pub(super) async fn commit(
         object: Arc::new(object),
         json: json.and_then(|json| with_revision(&json, revision)),
         revision,
+        outdated: false,
     })
 }
 
@@ -751,6 +781,7 @@ pub async fn edit(
                 object: Arc::new(object),
                 json: None,
                 revision: old.revision,
+                outdated: false,
             });
         }
         match commit(
@@ -763,7 +794,7 @@ pub async fn edit(
         .await
         {
             Ok(stored) => return Ok(stored),
-            Err(CommitError::Conflict(Some(kv))) => current = Some(decode(served, kv)?),
+            Err(CommitError::Conflict(Some(kv))) => current = Some(decode(served, kv).await?),
             Err(CommitError::Conflict(None)) => current = None,
             Err(error) => return Err(error.into_api(at, name)),
         }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::core::allocator::Allocator;
 use super::strategy::Strategy;
-use super::{apps, batch, certificates, core, discovery, resource};
+use super::{apiextensions, apps, batch, certificates, core, discovery, resource};
 
 /// What strategies share with the server.
 pub struct Settings {
@@ -38,6 +38,9 @@ pub fn lookup(group: &str, resource: &str, settings: &Settings) -> Arc<dyn Strat
         ("", "services") => Arc::new(core::service::Service {
             allocator: settings.services.clone(),
         }),
+        ("apiextensions.k8s.io", "customresourcedefinitions") => {
+            Arc::new(apiextensions::definition::CustomResourceDefinition)
+        }
         ("apps", "daemonsets") => Arc::new(apps::daemon_set::DaemonSet),
         ("apps", "deployments") => Arc::new(apps::deployment::Deployment),
         ("batch", "jobs") => Arc::new(batch::job::Job),

@@ -53,7 +53,7 @@ pub async fn dispatch(mut call: Call, body: RequestBody) -> Result<Response, Api
                 verbs::update::update(&mut call, &body).await
             }
             "patch" => {
-                verbs::patch::PatchType::of(&call.parts.headers)?;
+                verbs::patch::PatchType::of(&call)?;
                 let body = read_body(body).await?;
                 verbs::patch::patch(&mut call, &body).await
             }
@@ -100,6 +100,7 @@ pub(crate) fn decode_kind(
             version,
             kind,
             object_type,
+            custom: None,
         },
         validation,
     )

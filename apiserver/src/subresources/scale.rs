@@ -18,13 +18,15 @@ use super::decode_kind;
 use crate::admission::Operation;
 use crate::body::{RequestBody, Response};
 use crate::codec::Output;
+use crate::extensions::definition::Version;
+use crate::extensions::{Custom, strategy};
 use crate::filters::method_not_allowed;
 use crate::registry::store::{self, Change};
 use crate::registry::{Served, conversion};
 use crate::verbs::call::{Admission, read_body};
 use crate::verbs::managers::Tracker;
 use crate::verbs::options::WriteOptions;
-use crate::verbs::patch::{Patch, PatchType};
+use crate::verbs::patch::{Patch, PatchType, Target};
 use crate::verbs::{Call, respond, update};
 
 fn scale_type() -> Result<&'static Type, ApiError> {
@@ -39,7 +41,19 @@ pub async fn scale(call: &mut Call, body: RequestBody) -> Result<Response, ApiEr
     match call.info.verb.as_str() {
         "get" => {
             let object = crate::verbs::get::read(call).await?.object(&call.served)?;
-            let scale = scale_of(&call.served, &object)?;
+            let scale = match &call.served.custom {
+                Some(custom) => {
+                    let (scale, found) = scale_of_custom(custom, &object)?;
+                    if !found {
+                        let path = replicas_path(&call.served).join(".");
+                        return Err(ApiError::internal(format!(
+                            "the spec replicas field \".{path}\" does not exist"
+                        )));
+                    }
+                    scale
+                }
+                None => scale_of(&call.served, &object)?,
+            };
             answer(call, &output, &scale)
         }
         "update" => {
@@ -57,7 +71,7 @@ pub async fn scale(call: &mut Call, body: RequestBody) -> Result<Response, ApiEr
             write(call, &output, &options, Wanted::Object(wanted)).await
         }
         "patch" => {
-            let kind = PatchType::of(&call.parts.headers)?;
+            let kind = PatchType::of(call)?;
             let body = read_body(body).await?;
             let options =
                 WriteOptions::read(&call.query, "PatchOptions", kind == PatchType::Apply)?;
@@ -74,12 +88,31 @@ fn answer(call: &mut Call, output: &Output, scale: &Value) -> Result<Response, A
 
 /// The Scale of a workload (upstream `scaleFromDeployment` and its siblings).
 fn scale_of(served: &Served, object: &Value) -> Result<Value, ApiError> {
+    if let Some(custom) = &served.custom {
+        return scale_of_custom(custom, object).map(|(scale, _)| scale);
+    }
     let selector = if served.row.resource == "replicationcontrollers" {
         LabelSelector::from_set(value::get_object(object, &["spec", "selector"]))
     } else {
         LabelSelector::from_value(value::get(object, &["spec", "selector"]))
             .map_err(ApiError::internal)?
     };
+    let replicas = |path: &[&str]| value::get_i64(object, path).unwrap_or(0);
+    let mut scale = json!({
+        "kind": "Scale",
+        "apiVersion": "autoscaling/v1",
+        "metadata": metadata_of(object),
+        "spec": {"replicas": replicas(&["spec", "replicas"])},
+        "status": {
+            "replicas": replicas(&["status", "replicas"]),
+            "selector": selector.to_string(),
+        },
+    });
+    keelson_machinery::schema::normalize(&mut scale, scale_type()?);
+    Ok(scale)
+}
+
+fn metadata_of(object: &Value) -> Value {
     let mut metadata = json!({});
     for field in [
         "name",
@@ -92,19 +125,44 @@ fn scale_of(served: &Served, object: &Value) -> Result<Value, ApiError> {
             metadata[field] = found.clone();
         }
     }
-    let replicas = |path: &[&str]| value::get_i64(object, path).unwrap_or(0);
+    metadata
+}
+
+/// The Scale of a custom resource, and whether the object says how many are wanted (upstream
+/// `scaleFromCustomResource`).
+fn scale_of_custom(custom: &Custom, object: &Value) -> Result<(Value, bool), ApiError> {
+    let paths = custom
+        .version()
+        .and_then(|version| version.scale())
+        .ok_or_else(ApiError::no_such_resource)?;
+    let number = |path: &str| strategy::number_at(object, path).map_err(ApiError::internal);
+    let wanted = number(&paths.spec_replicas_path)?;
+    let present = number(&paths.status_replicas_path)?;
+    let selector = match paths.label_selector_path.as_deref() {
+        None | Some("") => None,
+        Some(path) => strategy::text_at(object, path).map_err(ApiError::internal)?,
+    };
     let mut scale = json!({
         "kind": "Scale",
         "apiVersion": "autoscaling/v1",
-        "metadata": metadata,
-        "spec": {"replicas": replicas(&["spec", "replicas"])},
-        "status": {
-            "replicas": replicas(&["status", "replicas"]),
-            "selector": selector.to_string(),
-        },
+        "metadata": metadata_of(object),
+        "spec": {"replicas": wanted.unwrap_or(0)},
+        "status": {"replicas": present.unwrap_or(0), "selector": selector.unwrap_or_default()},
     });
     keelson_machinery::schema::normalize(&mut scale, scale_type()?);
-    Ok(scale)
+    Ok((scale, wanted.is_some()))
+}
+
+/// The path of the wanted number in a custom resource.
+fn replicas_path(served: &Served) -> Vec<&str> {
+    let custom = served.custom.as_ref();
+    let scale = custom
+        .and_then(|custom| custom.version())
+        .and_then(|version| version.scale());
+    match scale {
+        Some(scale) => strategy::path_of(&scale.spec_replicas_path),
+        None => vec!["spec", "replicas"],
+    }
 }
 
 enum Wanted {
@@ -124,6 +182,20 @@ struct Scaling {
 /// The entries of a workload while its scale is written. Its replicas are in the same place in all versions that
 /// upstream knows (`replicasPathInDeployment` and its siblings).
 fn scale_fields(served: &Served, object: &Value) -> Result<ScaleFields, ApiError> {
+    if let Some(custom) = &served.custom {
+        let definition = &custom.definition;
+        let path = |version: &Version| {
+            let steps = strategy::path_of(&version.scale()?.spec_replicas_path);
+            let steps = steps.into_iter().map(str::to_string);
+            Some(steps.map(PathElement::field).collect())
+        };
+        let paths = definition.versions.iter().map(|version| {
+            let api_version = format!("{}/{}", definition.group, version.name);
+            (api_version, path(version))
+        });
+        return ScaleFields::new(object, &served.api_version(), paths.collect())
+            .map_err(ApiError::internal);
+    }
     let group = &served.row.group;
     let versions: &[&str] = match group.as_str() {
         "apps" => &["v1", "v1beta1", "v1beta2"],
@@ -200,14 +272,19 @@ impl Change for Scaling {
         let mut warnings = Vec::new();
         let wanted = match &self.wanted {
             Wanted::Patch(patch) if patch.is_apply() => {
-                patch.merged("Scale", SCALE_API_VERSION, of, &mut warnings, |config| {
-                    tracker.apply_scale(of, &old, config, force)
-                })?
+                let target = Target::Type(of);
+                patch.merged(
+                    "Scale",
+                    SCALE_API_VERSION,
+                    target,
+                    &mut warnings,
+                    |config| tracker.apply_scale(of, &old, config, force),
+                )?
             }
             other => {
                 let mut wanted = match other {
                     Wanted::Object(scale) => scale.clone(),
-                    Wanted::Patch(patch) => patch.apply(&old, of, &mut warnings)?,
+                    Wanted::Patch(patch) => patch.apply(&old, Target::Type(of), &mut warnings)?,
                 };
                 tracker.track_scale(of, &mut wanted, &old);
                 wanted
@@ -232,7 +309,13 @@ impl Change for Scaling {
         }
         self.admission.validate(Some(&wanted), Some(old)).await?;
         let mut object = Value::clone(current);
-        value::set(&mut object, &["spec", "replicas"], replicas);
+        let path = replicas_path(&self.served);
+        if !value::set(&mut object, &path, replicas) {
+            return Err(ApiError::internal(format!(
+                "value cannot be set because .{} is not a map[string]interface{{}}",
+                path[..path.len().saturating_sub(1)].join(".")
+            )));
+        }
         fields
             .take_back(&wanted, &mut object)
             .map_err(ApiError::internal)?;

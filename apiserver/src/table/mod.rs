@@ -193,6 +193,14 @@ fn since(timestamp: Option<&str>, now: Timestamp) -> String {
     }
 }
 
+/// The time since a timestamp in a column of dates; `<invalid>` for what is none.
+pub fn age(text: &str, now: Timestamp) -> String {
+    match parse_time(text) {
+        Some(_) => since(Some(text), now),
+        None => "<invalid>".to_owned(),
+    }
+}
+
 /// Reads a Time or a MicroTime.
 fn parse_time(text: &str) -> Option<Timestamp> {
     time::parse(text).ok()

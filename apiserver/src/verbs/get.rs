@@ -34,7 +34,7 @@ pub async fn read(call: &Call) -> Result<Item, ApiError> {
         .await
         .map_err(|e| cache_error(&e))?
         .ok_or_else(|| ApiError::not_found(&call.group_resource(), &call.info.name))?;
-    Ok(Item::from(&*entry))
+    Item::of_entry(&call.served, &entry).await
 }
 
 /// A client's resourceVersion as a revision; the error is worded as upstream's `ParseResourceVersion`.

@@ -9,6 +9,7 @@ use super::respond::{self, ListHead};
 use super::selection::selection;
 use crate::body::Response;
 use crate::cache::types::{CacheError, Freshness, ListPage, Paging};
+use crate::extensions::conversion;
 use crate::registry::store::cache_error;
 
 /// Answers with the list.
@@ -36,6 +37,15 @@ pub async fn list(call: &mut Call) -> Result<Response, ApiError> {
         next: page.next,
         remaining: page.remaining,
     };
+    if let Some(custom) = call.served.custom.clone()
+        && !page
+            .items
+            .iter()
+            .all(|entry| conversion::is_ready(&call.served, entry))
+    {
+        let objects = conversion::entries_to_working(&custom, &page.items).await?;
+        return respond::list_of_values(call, &output, &head, objects);
+    }
     respond::list(call, &output, &head, &page.items)
 }
 

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use keelson_machinery::apply::scale::SCALE_API_VERSION;
-use keelson_machinery::apply::{self, Set, Write};
+use keelson_machinery::apply::{self, Set, Shape, Write};
 use keelson_machinery::clock::Clock;
 use keelson_machinery::meta;
 use keelson_machinery::schema::Type;
@@ -56,7 +56,7 @@ impl Tracker {
 
     fn write<'a>(&'a self, now: &'a str) -> Write<'a> {
         Write {
-            object_type: self.served.object_type,
+            shape: self.served.shape(),
             api_version: &self.api_version,
             subresource: &self.subresource,
             manager: &self.manager,
@@ -67,7 +67,7 @@ impl Tracker {
 
     /// What a create starts from.
     fn zero(&self) -> Value {
-        let mut zero = apply::zero_object(self.served.object_type);
+        let mut zero = self.served.shape().zero();
         set_type_meta(&mut zero, &self.served.row.kind, &self.api_version);
         zero
     }
@@ -77,7 +77,7 @@ impl Tracker {
         let now = time::format(self.clock.now());
         let write = self.write(&now);
         let zero;
-        if self.served.is_storage_version() {
+        if self.served.is_working_version() {
             let live = match current {
                 Some(current) => current,
                 None => {
@@ -127,7 +127,7 @@ impl Tracker {
 
     fn scale_write<'a>(&'a self, of: &'static Type, now: &'a str) -> Write<'a> {
         Write {
-            object_type: of,
+            shape: Shape::Object(of),
             api_version: SCALE_API_VERSION,
             ..self.write(now)
         }
@@ -186,6 +186,7 @@ fn reset_fields(served: &Served, subresource: &str) -> Set {
             &["metadata", "deletionTimestamp"],
             &["metadata", "ownerReferences"],
         ],
+        (_, _, "status") if served.custom.is_some() => &[&["spec"], &["metadata"]],
         (_, _, "status") if generic::keeps_metadata_on_status(row) => &[&["spec"], &["metadata"]],
         (_, _, "status") => &[&["spec"]],
         (_, _, "") if generic::has_status(row) => &[&["status"]],

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use keelson_machinery::codec::{self as machinery_codec, Strictness};
+use keelson_machinery::codec::{self as machinery_codec, StrictError, Strictness};
 use keelson_machinery::meta::{self, GroupKind};
 use keelson_machinery::patch as patches;
 use keelson_machinery::schema::Type;
@@ -18,6 +18,7 @@ use super::options::WriteOptions;
 use super::update::{Writer, answer, run};
 use crate::body::Response;
 use crate::codec::body::{FieldValidation, set_type_meta};
+use crate::extensions::Custom;
 use crate::registry::store::{Change, ensure_namespace};
 use crate::registry::{Served, conversion};
 
@@ -45,19 +46,25 @@ const ACCEPTED: [(&str, PatchType); 4] = [
 ];
 
 impl PatchType {
-    /// By the content type of the request.
-    pub fn of(headers: &http::HeaderMap) -> Result<PatchType, ApiError> {
-        let content_type = headers
+    /// By the content type of the request. Strategic merge needs a type of the type table.
+    pub fn of(call: &Call) -> Result<PatchType, ApiError> {
+        let typed = call.served.custom.is_none() || call.info.subresource == "scale";
+        let accepted = || {
+            let all = ACCEPTED.iter();
+            all.filter(move |(_, kind)| typed || *kind != PatchType::Strategic)
+        };
+        let content_type = call
+            .parts
+            .headers
             .get(http::header::CONTENT_TYPE)
             .and_then(|v| v.to_str().ok())
             .unwrap_or_default();
         let content_type = content_type.split(';').next().unwrap_or_default();
-        ACCEPTED
-            .iter()
+        accepted()
             .find(|(name, _)| *name == content_type)
             .map(|(_, found)| *found)
             .ok_or_else(|| {
-                let names: Vec<&str> = ACCEPTED.iter().map(|(name, _)| *name).collect();
+                let names: Vec<&str> = accepted().map(|(name, _)| *name).collect();
                 ApiError::unsupported_media_type(&names)
             })
     }
@@ -112,7 +119,7 @@ impl Patch {
         &self,
         kind: &str,
         api_version: &str,
-        of: &'static Type,
+        of: Target<'_>,
         warnings: &mut Vec<String>,
         merge: impl FnOnce(&Value) -> Result<Value, ApiError>,
     ) -> Result<Value, ApiError> {
@@ -138,16 +145,14 @@ impl Patch {
                 FieldValidation::Ignore => {}
             }
         }
-        let (mut applied, _) =
-            machinery_codec::json::decode_value(&applied, of, Strictness::Lenient).map_err(
-                |why| {
-                    ApiError::new(
-                        500,
-                        Reason::Unknown,
-                        format!("failed to convert new typed object to object: {why}"),
-                    )
-                },
-            )?;
+        let decoded = of.decode(&applied, Strictness::Lenient);
+        let (mut applied, _) = decoded.map_err(|why| {
+            ApiError::new(
+                500,
+                Reason::Unknown,
+                format!("failed to convert new typed object to object: {why}"),
+            )
+        })?;
         set_type_meta(&mut applied, kind, api_version);
         Ok(applied)
     }
@@ -156,15 +161,17 @@ impl Patch {
     pub fn apply(
         &self,
         current: &Value,
-        of: &'static Type,
+        of: Target<'_>,
         warnings: &mut Vec<String>,
     ) -> Result<Value, ApiError> {
         let (current, document) = (current.clone(), &self.document);
         let patched = match self.kind {
             PatchType::Json => patches::json_patch(current, document),
             PatchType::Merge => patches::merge_patch(current, document),
-            PatchType::Strategic => patches::strategic_merge_patch(current, document.clone(), of),
-            PatchType::Apply => {
+            PatchType::Strategic if let Target::Type(of) = of => {
+                patches::strategic_merge_patch(current, document.clone(), of)
+            }
+            PatchType::Strategic | PatchType::Apply => {
                 return Err(ApiError::unsupported_media_type(
                     &ACCEPTED[..3]
                         .iter()
@@ -173,21 +180,19 @@ impl Patch {
                 ));
             }
         }?;
-        let (decoded, mut strict) = machinery_codec::json::decode_value(
-            &patched,
-            of,
-            match self.validation {
-                FieldValidation::Ignore => Strictness::Lenient,
-                FieldValidation::Warn | FieldValidation::Strict => Strictness::Strict,
-            },
-        )
-        .map(|(value, strict)| {
-            (
-                value,
-                strict.iter().map(ToString::to_string).collect::<Vec<_>>(),
-            )
-        })
-        .map_err(|e| refused(&patched, &e.to_string()))?;
+        let strictness = match self.validation {
+            FieldValidation::Ignore => Strictness::Lenient,
+            FieldValidation::Warn | FieldValidation::Strict => Strictness::Strict,
+        };
+        let decoded = of.decode(&patched, strictness);
+        let (decoded, mut strict) = decoded
+            .map(|(value, strict)| {
+                (
+                    value,
+                    strict.iter().map(ToString::to_string).collect::<Vec<_>>(),
+                )
+            })
+            .map_err(|e| refused(&patched, &e))?;
         if self.validation != FieldValidation::Ignore {
             let mut all = self.strict.clone();
             all.append(&mut strict);
@@ -200,6 +205,42 @@ impl Patch {
             warnings.extend(all);
         }
         Ok(decoded)
+    }
+}
+
+/// What a patched object is.
+#[derive(Clone, Copy)]
+pub enum Target<'a> {
+    /// Of a type of the type table.
+    Type(&'static Type),
+    /// A custom resource.
+    Custom(&'a Custom),
+}
+
+impl<'a> Target<'a> {
+    /// The objects of a resource.
+    pub fn of(served: &'a Served) -> Target<'a> {
+        match &served.custom {
+            Some(custom) => Target::Custom(custom),
+            None => Target::Type(served.object_type),
+        }
+    }
+
+    /// Brings a value into the form of the target; what it does not know is dropped, and told.
+    fn decode(
+        self,
+        value: &Value,
+        strictness: Strictness,
+    ) -> Result<(Value, Vec<StrictError>), String> {
+        match self {
+            Target::Type(of) => machinery_codec::json::decode_value(value, of, strictness)
+                .map_err(|e| e.to_string()),
+            Target::Custom(custom) => {
+                let mut object = value.clone();
+                let strict = custom.coerce(&mut object, strictness)?;
+                Ok((object, strict))
+            }
+        }
     }
 }
 
@@ -218,7 +259,7 @@ fn refused(patched: &Value, why: &str) -> ApiError {
 
 /// Applies a patch to the object that the call names.
 pub async fn patch(call: &mut Call, body: &Bytes) -> Result<Response, ApiError> {
-    let kind = PatchType::of(&call.parts.headers)?;
+    let kind = PatchType::of(call)?;
     let output = call.output()?;
     let options = WriteOptions::read(&call.query, "PatchOptions", kind == PatchType::Apply)?;
     let patch = Patch::read(kind, body, options.field_validation)?;
@@ -257,7 +298,7 @@ impl Patching {
         let applied = self.patch.merged(
             &served.row.kind,
             &served.api_version(),
-            served.object_type,
+            Target::of(served),
             &mut warnings,
             |config| tracker.apply(shown.as_ref(), config, self.force),
         )?;
@@ -308,7 +349,7 @@ impl Change for Patching {
         let mut warnings = Vec::new();
         let mut patched = self
             .patch
-            .apply(&shown, served.object_type, &mut warnings)?;
+            .apply(&shown, Target::of(served), &mut warnings)?;
         for warning in warnings {
             self.writer.warn(warning);
         }

@@ -14,6 +14,7 @@ use crate::body::{Response, full};
 use crate::cache::types::Entry;
 use crate::codec::body::{encode_json, head};
 use crate::codec::{Convert, Format, Output};
+use crate::extensions::conversion as custom;
 use crate::registry::store::{Stored, cache_error};
 use crate::registry::{Served, conversion};
 use crate::table;
@@ -39,7 +40,7 @@ impl Item {
     /// Compact JSON in the version of the request.
     pub fn json(&self, served: &Served) -> Result<Bytes, ApiError> {
         if let Some(json) = &self.json {
-            if served.is_storage_version() {
+            if served.is_working_version() {
                 return Ok(json.clone());
             }
             if conversion::same_shape(served)
@@ -60,12 +61,20 @@ impl Item {
     }
 }
 
-impl From<&Entry> for Item {
-    fn from(entry: &Entry) -> Item {
-        Item {
-            json: Some(entry.json().clone()),
-            object: None,
+impl Item {
+    /// The object of a cache entry; custom resources are converted to the version of the request.
+    pub async fn of_entry(served: &Served, entry: &Entry) -> Result<Item, ApiError> {
+        if custom::is_ready(served, entry) {
+            return Ok(Item {
+                json: Some(entry.json().clone()),
+                object: None,
+            });
         }
+        let object = entry.value().map_err(|e| cache_error(&e))?;
+        Ok(Item {
+            json: None,
+            object: Some(Arc::new(custom::to_working(served, object).await?)),
+        })
     }
 }
 
@@ -80,7 +89,7 @@ impl From<&Stored> for Item {
 
 /// The bytes of a stored object after `kind` and `apiVersion`; `None` when they do not come first.
 fn without_head<'a>(json: &'a Bytes, served: &Served) -> Option<&'a [u8]> {
-    let head = head(&served.row.storage.kind, &served.storage_api_version());
+    let head = head(&served.row.storage.kind, &served.working_api_version());
     json.strip_prefix(head.as_bytes())
 }
 
@@ -256,7 +265,9 @@ pub fn list_of_values(
         )),
         None => {
             let mut objects = objects;
-            for object in &mut objects {
+            // Items of built-in kinds do without their type.
+            let typed = objects.iter_mut().filter(|_| served.custom.is_none());
+            for object in typed {
                 if let Some(members) = object.as_object_mut() {
                     members.remove("kind");
                     members.remove("apiVersion");
@@ -307,6 +318,7 @@ fn list_json(served: &Served, head: &ListHead, items: &[Arc<Entry>]) -> Result<B
             out.put_u8(b',');
         }
         match without_head(entry.json(), served).filter(|_| direct) {
+            Some(_) if served.custom.is_some() => out.put_slice(entry.json()),
             Some(rest) => {
                 out.put_u8(b'{');
                 out.put_slice(rest);
@@ -363,6 +375,18 @@ pub fn table(
     let now = call.server.storage.clock.now();
     let subresource = Some(call.info.subresource.as_str()).filter(|sub| !sub.is_empty());
     let row = &call.served.row;
+    if let (Some(custom), None) = (&call.served.custom, subresource.filter(|s| *s == "scale")) {
+        let metadata = match (head, objects) {
+            (Some(head), _) => head.to_value(),
+            (None, [object]) => json!({"resourceVersion": meta::resource_version(object)}),
+            (None, _) => json!({}),
+        };
+        let metadata = match metadata {
+            Value::Object(metadata) => metadata,
+            _ => Default::default(),
+        };
+        return Ok(custom.columns.table(objects, metadata, now, &options));
+    }
     Ok(match (head, objects) {
         (None, [object]) => table::of_object(row, subresource, object, now, &options),
         _ => {

@@ -19,6 +19,17 @@ pub fn selection(call: &Call, options: &ListOptions) -> Result<Selection, ApiErr
         None => FieldSelector::everything(),
         Some(text) => FieldSelector::parse(text).map_err(|e| bad_request(&e))?,
     };
+    if let Some(custom) = &call.served.custom
+        && let Some(unknown) = fields
+            .requirements()
+            .iter()
+            .find(|requirement| !custom.is_selectable(&requirement.field))
+    {
+        return Err(ApiError::bad_request(format!(
+            "field label not supported: {}",
+            unknown.field
+        )));
+    }
     let spec = call
         .server
         .registry

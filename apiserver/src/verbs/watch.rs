@@ -18,9 +18,10 @@ use super::options::ListOptions;
 use super::respond::{self, Item, TableHeaders};
 use super::selection::selection;
 use crate::body::{Response, streamed};
-use crate::cache::types::{Delivery, Entry, Freshness, WatchOptions, WatchStart};
+use crate::cache::types::{Delivery, Freshness, WatchOptions, WatchStart};
 use crate::codec::body::set_type_meta;
 use crate::codec::{Convert, Format, Output};
+use crate::registry::Served;
 use crate::registry::store::{cache_error, store_error};
 
 /// A watch without `timeoutSeconds` lasts between this and twice as long (upstream `--min-request-timeout`).
@@ -35,7 +36,11 @@ type Deliveries =
 /// Answers with the stream.
 pub async fn watch(mut call: Call) -> Result<Response, ApiError> {
     let options = ListOptions::read(&call.query, true)?;
-    let output = Output::negotiate_stream(&call.parts.headers, &call.query)?;
+    let output = Output::negotiate_stream(
+        &call.parts.headers,
+        &call.query,
+        call.served.custom.is_none(),
+    )?;
     let selection = selection(&call, &options)?;
     let start = start(&call, &options).await?;
     let watch_options = WatchOptions {
@@ -68,15 +73,17 @@ pub async fn watch(mut call: Call) -> Result<Response, ApiError> {
     };
     let warnings = std::mem::take(&mut call.warnings);
     let closing = call.server.closing.clone();
+    let served = call.served.clone();
     let mut frames = Frames::new(call, output.clone());
     let deadline = Box::pin(tokio::time::sleep(timeout));
     let end = futures::future::select(deadline, Box::pin(async move { closing.cancelled().await }));
     let chunks = deliveries
         .ready_chunks(BATCH)
+        .then(move |batch| prepare(served.clone(), batch))
         .map(move |batch| {
             let mut out = BytesMut::with_capacity(4096);
-            for delivery in batch {
-                frames.put(&mut out, delivery);
+            for event in batch {
+                frames.put(&mut out, event);
             }
             Ok(out.freeze())
         })
@@ -91,6 +98,47 @@ pub async fn watch(mut call: Call) -> Result<Response, ApiError> {
     );
     respond::add_warnings(&mut response, &warnings);
     Ok(response)
+}
+
+/// What a watcher gets, its object ready for the version of the request.
+enum Event {
+    Object(&'static str, Item),
+    Bookmark {
+        revision: u64,
+        initial_events_end: bool,
+    },
+}
+
+/// Makes events of deliveries; only custom resources may have to be converted.
+async fn prepare(
+    served: Arc<Served>,
+    batch: Vec<Result<Delivery, crate::cache::types::CacheError>>,
+) -> Vec<Result<Event, ApiError>> {
+    let mut events = Vec::with_capacity(batch.len());
+    for delivery in batch {
+        let (event, entry) = match delivery {
+            Ok(Delivery::Added(entry)) => ("ADDED", entry),
+            Ok(Delivery::Modified(entry)) => ("MODIFIED", entry),
+            Ok(Delivery::Deleted(entry)) => ("DELETED", entry),
+            Ok(Delivery::Bookmark {
+                revision,
+                initial_events_end,
+            }) => {
+                events.push(Ok(Event::Bookmark {
+                    revision,
+                    initial_events_end,
+                }));
+                continue;
+            }
+            Err(error) => {
+                events.push(Err(cache_error(&error)));
+                continue;
+            }
+        };
+        let item = Item::of_entry(&served, &entry).await;
+        events.push(item.map(|item| Event::Object(event, item)));
+    }
+    events
 }
 
 /// Where the stream begins.
@@ -127,33 +175,21 @@ impl Frames {
         }
     }
 
-    fn put(
-        &mut self,
-        out: &mut BytesMut,
-        delivery: Result<Delivery, crate::cache::types::CacheError>,
-    ) {
-        let result = match delivery {
-            Ok(Delivery::Added(entry)) => self.put_entry(out, "ADDED", &entry),
-            Ok(Delivery::Modified(entry)) => self.put_entry(out, "MODIFIED", &entry),
-            Ok(Delivery::Deleted(entry)) => self.put_entry(out, "DELETED", &entry),
-            Ok(Delivery::Bookmark {
+    fn put(&mut self, out: &mut BytesMut, event: Result<Event, ApiError>) {
+        let result = match event {
+            Ok(Event::Object(event, item)) => self.put_item(out, event, &item),
+            Ok(Event::Bookmark {
                 revision,
                 initial_events_end,
             }) => self.put_bookmark(out, revision, initial_events_end),
-            Err(error) => Err(cache_error(&error)),
+            Err(error) => Err(error),
         };
         if let Err(error) = result {
             self.put_error(out, &error);
         }
     }
 
-    fn put_entry(
-        &mut self,
-        out: &mut BytesMut,
-        event: &str,
-        entry: &Arc<Entry>,
-    ) -> Result<(), ApiError> {
-        let item = Item::from(&**entry);
+    fn put_item(&mut self, out: &mut BytesMut, event: &str, item: &Item) -> Result<(), ApiError> {
         let served = self.call.served.clone();
         if self.output.format == Format::Json && self.output.convert.is_none() {
             let object = item.json(&served)?;
@@ -219,7 +255,9 @@ impl Frames {
         if matches!(self.output.convert, Some(Convert::Table(_))) {
             return self.put_value(out, "BOOKMARK", object);
         }
-        keelson_machinery::schema::normalize(&mut object, served.object_type);
+        if served.custom.is_none() {
+            keelson_machinery::schema::normalize(&mut object, served.object_type);
+        }
         self.put_value(out, "BOOKMARK", object)
     }
 

@@ -46,7 +46,6 @@ pub async fn run(
                 if round.is_multiple_of(CLEAN_EVERY) {
                     manager.end_unwanted(&now.keys().cloned().collect());
                 }
-                manager.retry_resizes();
                 last = now;
             }
             Err(error) => warn!(%error, "could not list the runtime's containers"),

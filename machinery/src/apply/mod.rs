@@ -14,7 +14,8 @@ pub mod walk;
 
 pub use managed::{ManagedFields, Manager, Operation, Owned, keep_times_if_same};
 pub use set::Set;
-pub use update::{ApplyError, Conflict, LAST_APPLIED, Write, apply, track, zero_object};
+pub use shape::Shape;
+pub use update::{ApplyError, Conflict, LAST_APPLIED, Write, apply, track};
 
 #[cfg(test)]
 mod tests;

@@ -36,13 +36,21 @@ fn full(kind: &str, body: Value) -> Value {
 }
 
 fn run(kind: &str, steps: Vec<Step>) -> Result<Value, crate::status::ApiError> {
-    let of = object_type(kind);
+    let shape = Shape::Object(object_type(kind));
+    run_shape(kind, shape, steps)
+}
+
+fn run_shape(
+    kind: &str,
+    shape: Shape<'_>,
+    steps: Vec<Step>,
+) -> Result<Value, crate::status::ApiError> {
     let ignored = Set::default();
-    let mut live = full(kind, zero_object(of));
+    let mut live = full(kind, shape.zero());
     for (at, step) in steps.into_iter().enumerate() {
         let now = format!("2026-01-01T00:00:{at:02}Z");
         let write = |manager| Write {
-            object_type: of,
+            shape,
             api_version: if kind == "Deployment" {
                 "apps/v1"
             } else {
@@ -334,4 +342,57 @@ fn update_managers_are_capped() {
         .collect();
     assert_eq!(names.len(), 10, "{names:?}");
     assert_eq!(names[0], "ancient-changes/Update");
+}
+
+#[test]
+fn custom_resources_merge_by_their_schema() {
+    let schema = crate::structural::Structural::parse_root(&json!({
+        "type": "object",
+        "properties": {"spec": {"type": "object", "properties": {
+            "ports": {"type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["port", "protocol"],
+                "items": {"type": "object", "properties": {
+                    "port": {"type": "integer"},
+                    "protocol": {"type": "string", "default": "TCP"},
+                    "name": {"type": "string"}}}},
+            "plain": {"type": "array", "items": {"type": "string"}},
+            "free": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}
+        }}}
+    }));
+    let shape = Shape::Custom(&schema);
+    let steps = |second: Value| {
+        vec![
+            Apply(
+                "a",
+                json!({"metadata": {"name": "x"}, "spec": {"ports": [{"port": 80, "name": "a"}], "plain": ["1"], "free": {"x": {"y": 1}}}}),
+            ),
+            Apply("b", json!({"metadata": {"name": "x"}, "spec": second})),
+        ]
+    };
+    let merged = run_shape(
+        "Widget",
+        shape,
+        steps(json!({"ports": [{"port": 81}], "free": {"x": {"z": 2}}})),
+    )
+    .unwrap();
+    assert_eq!(
+        merged["spec"],
+        json!({"ports": [{"port": 80, "name": "a"}, {"port": 81}], "plain": ["1"], "free": {"x": {"y": 1, "z": 2}}})
+    );
+    assert_eq!(
+        owners(&merged)[1].1["f:spec"]["f:ports"],
+        json!({"k:{\"port\":81,\"protocol\":\"TCP\"}": {".": {}, "f:port": {}}})
+    );
+    let conflict = run_shape("Widget", shape, steps(json!({"plain": ["2"]}))).unwrap_err();
+    assert_eq!(
+        conflict.message,
+        "Apply failed with 1 conflict: conflict with \"a\": .spec.plain"
+    );
+    let wrong = run_shape("Widget", shape, steps(json!({"typo": 1}))).unwrap_err();
+    assert!(
+        wrong
+            .message
+            .ends_with(".spec.typo: field not declared in schema"),
+        "{}",
+        wrong.message
+    );
 }

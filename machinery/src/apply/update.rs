@@ -8,7 +8,6 @@ use super::path::{PathElement, path_text};
 use super::set::Set;
 use super::shape::Shape;
 use super::walk::{self, Comparison};
-use crate::schema::Type;
 use crate::status::{ApiError, Cause, Reason};
 use crate::value::{self, Value};
 
@@ -42,8 +41,8 @@ const KUBECTL: &str = "kubectl";
 /// Who writes, and as what.
 #[derive(Clone, Copy, Debug)]
 pub struct Write<'a> {
-    /// The type of the object in the version of the request.
-    pub object_type: &'static Type,
+    /// The shape of the object in the version of the request.
+    pub shape: Shape<'a>,
     /// That version.
     pub api_version: &'a str,
     /// The subresource written to; empty for the object itself.
@@ -157,7 +156,7 @@ fn disown(
 
 /// Notes in the entries who changed what from `live` to `new` by a write that is no apply.
 fn record(managed: &mut ManagedFields, live: &Value, new: &Value, write: &Write<'_>, name: &str) {
-    let change = walk::compare(Shape::Object(write.object_type), live, new).exclude(write.ignored);
+    let change = walk::compare(write.shape, live, new).exclude(write.ignored);
     if change.is_same() {
         return;
     }
@@ -255,7 +254,7 @@ pub fn apply(
     if value::get(config, &["metadata", "managedFields"]).is_some() {
         return Err(ApiError::bad_request("metadata.managedFields must be nil"));
     }
-    let errors = walk::check(Shape::Object(write.object_type), config);
+    let errors = walk::check(write.shape, config);
     if !errors.is_empty() {
         let text = |name: &str| match crate::meta::text(config, name) {
             "" => "<unknown>".to_string(),
@@ -275,7 +274,7 @@ pub fn apply(
         .into());
     }
     if managed.0.is_empty() && !crate::meta::uid(live).is_empty() {
-        let nothing = zero_object(write.object_type);
+        let nothing = write.shape.zero();
         record(&mut managed, &nothing, live, write, BEFORE_FIRST_APPLY);
     }
     let outcome = match apply_once(live, config, &managed, write, force) {
@@ -312,11 +311,6 @@ pub fn apply(
     Ok(object)
 }
 
-/// An object of a type that nothing set, as upstream makes one before a create.
-pub fn zero_object(of: &'static Type) -> Value {
-    of.zero().clone()
-}
-
 fn apply_once(
     live: &Value,
     config: &Value,
@@ -324,7 +318,7 @@ fn apply_once(
     write: &Write<'_>,
     force: bool,
 ) -> Result<(Value, ManagedFields), Vec<Conflict>> {
-    let shape = Shape::Object(write.object_type);
+    let shape = write.shape;
     let mut managed = managed.clone();
     let merged = walk::merge(shape, live, config);
     let set = walk::field_set(shape, config).recursive_difference(write.ignored);
@@ -365,7 +359,7 @@ fn apply_once(
 
 /// Takes away what the applier applied before and no longer does, unless somebody else owns it
 /// (upstream `Updater.prune`).
-fn prune(shape: Shape, merged: &Value, managed: &ManagedFields, last: &Set) -> Value {
+fn prune(shape: Shape<'_>, merged: &Value, managed: &ManagedFields, last: &Set) -> Value {
     let removed = |value: &Value, set: &Set| {
         walk::remove(shape, value, set).unwrap_or_else(|| Value::Object(value::Object::new()))
     };
@@ -395,7 +389,7 @@ fn prune(shape: Shape, merged: &Value, managed: &ManagedFields, last: &Set) -> V
 fn allowed_by_last_applied(live: &Value, write: &Write<'_>) -> Option<Set> {
     let text = crate::meta::annotation(live, LAST_APPLIED).filter(|text| !text.is_empty())?;
     let applied: Value = serde_json::from_str(text).ok()?;
-    let shape = Shape::Object(write.object_type);
+    let shape = write.shape;
     if value::str_or_empty(&applied, &["apiVersion"]) != write.api_version
         || !walk::check(shape, &applied).is_empty()
     {

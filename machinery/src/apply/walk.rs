@@ -4,24 +4,25 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::path::PathElement;
 use super::set::{Node, Set};
-use super::shape::{Shape, item_step};
-use crate::schema::{Cardinality, Field, Kind};
+use super::shape::{ListShape, Shape, item_step};
+use crate::schema::{Cardinality, Kind};
+use crate::structural::SchemaType;
 use crate::value::{Object, Value};
 
 /// What is wrong with an applied configuration, one text each (upstream `ValidationErrors`).
-pub fn check(shape: Shape, value: &Value) -> Vec<String> {
+pub fn check(shape: Shape<'_>, value: &Value) -> Vec<String> {
     let mut errors = Vec::new();
     check_at(shape, value, &mut String::new(), &mut errors);
     errors
 }
 
-fn check_at(shape: Shape, value: &Value, path: &mut String, errors: &mut Vec<String>) {
+fn check_at(shape: Shape<'_>, value: &Value, path: &mut String, errors: &mut Vec<String>) {
     if value.is_null() {
         return;
     }
     let length = path.len();
     match shape {
-        Shape::Object(_) | Shape::Map(_) => {
+        Shape::Object(_) | Shape::Map(_) | Shape::Custom(_) => {
             let Some(members) = value.as_object() else {
                 errors.push(format!("{path}: expected map, got {value}"));
                 return;
@@ -30,7 +31,7 @@ fn check_at(shape: Shape, value: &Value, path: &mut String, errors: &mut Vec<Str
                 path.push('.');
                 path.push_str(name);
                 let (of, declared) = shape.member(name);
-                if !declared && matches!(shape, Shape::Object(_)) {
+                if !declared && shape.is_closed() {
                     errors.push(format!("{path}: field not declared in schema"));
                 } else {
                     check_field(shape, name, member, path, errors);
@@ -63,12 +64,23 @@ fn check_at(shape: Shape, value: &Value, path: &mut String, errors: &mut Vec<Str
                 }
             }
         }
+        Shape::Scalar(kind) => {
+            let wrong = match kind {
+                SchemaType::Boolean if !value.is_boolean() => "boolean",
+                SchemaType::Integer | SchemaType::Number if !value.is_number() => {
+                    "numeric (int or float)"
+                }
+                SchemaType::String if !value.is_string() => "string",
+                _ => return,
+            };
+            errors.push(format!("{path}: expected {wrong}, got {value}"));
+        }
         Shape::Leaf | Shape::Deduced => {}
     }
 }
 
 /// Scalars and lists that a leaf's kind does not allow.
-fn check_field(shape: Shape, name: &str, value: &Value, path: &str, errors: &mut Vec<String>) {
+fn check_field(shape: Shape<'_>, name: &str, value: &Value, path: &str, errors: &mut Vec<String>) {
     let Shape::Object(of) = shape else { return };
     let Some(field) = of.field(name) else { return };
     if value.is_null() {
@@ -91,11 +103,11 @@ fn check_field(shape: Shape, name: &str, value: &Value, path: &str, errors: &mut
 }
 
 /// The paths that a configuration sets (upstream `ToFieldSet`).
-pub fn field_set(shape: Shape, value: &Value) -> Set {
+pub fn field_set(shape: Shape<'_>, value: &Value) -> Set {
     node_of(shape, value).children
 }
 
-fn node_of(shape: Shape, value: &Value) -> Node {
+fn node_of(shape: Shape<'_>, value: &Value) -> Node {
     let mut node = Node::default();
     match (shape, value) {
         (Shape::List(field), Value::Array(items)) => {
@@ -118,8 +130,8 @@ fn node_of(shape: Shape, value: &Value) -> Node {
                 node.children.put(shape.step(name), below);
             }
         }
-        (Shape::List(_) | Shape::Object(_) | Shape::Map(_), _) => {}
-        (Shape::Leaf | Shape::Deduced, _) => node.member = true,
+        (Shape::List(_) | Shape::Object(_) | Shape::Map(_) | Shape::Custom(_), _) => {}
+        (Shape::Leaf | Shape::Scalar(_) | Shape::Deduced, _) => node.member = true,
     }
     node
 }
@@ -176,7 +188,7 @@ impl Delta {
 }
 
 /// Compares two values (upstream `Compare`).
-pub fn compare(shape: Shape, left: &Value, right: &Value) -> Comparison {
+pub fn compare(shape: Shape<'_>, left: &Value, right: &Value) -> Comparison {
     let delta = compare_at(shape, Some(left), Some(right));
     Comparison {
         removed: delta.removed.children,
@@ -185,7 +197,7 @@ pub fn compare(shape: Shape, left: &Value, right: &Value) -> Comparison {
     }
 }
 
-fn compare_at(shape: Shape, left: Option<&Value>, right: Option<&Value>) -> Delta {
+fn compare_at(shape: Shape<'_>, left: Option<&Value>, right: Option<&Value>) -> Delta {
     let mut out = Delta::default();
     if left == right {
         return out;
@@ -202,7 +214,9 @@ fn compare_at(shape: Shape, left: Option<&Value>, right: Option<&Value>) -> Delt
                 &mut out,
             );
         }
-        Shape::Object(_) | Shape::Map(_) if l_members.is_some() || r_members.is_some() => {
+        Shape::Object(_) | Shape::Map(_) | Shape::Custom(_)
+            if l_members.is_some() || r_members.is_some() =>
+        {
             compare_maps(shape, l_members, r_members, &mut out);
         }
         Shape::Deduced if l_members.is_some() || r_members.is_some() => {
@@ -232,7 +246,7 @@ fn non_empty_list(value: Option<&Value>) -> Option<&[Value]> {
         .filter(|items| !items.is_empty())
 }
 
-fn compare_maps(shape: Shape, left: Option<&Object>, right: Option<&Object>, out: &mut Delta) {
+fn compare_maps(shape: Shape<'_>, left: Option<&Object>, right: Option<&Object>, out: &mut Delta) {
     for (name, l) in left.into_iter().flatten() {
         let r = right.and_then(|r| r.get(name));
         if Some(l) != r {
@@ -252,7 +266,7 @@ fn compare_maps(shape: Shape, left: Option<&Object>, right: Option<&Object>, out
     }
 }
 
-fn grouped<'a>(field: &'static Field, items: &'a [Value]) -> BTreeMap<PathElement, Vec<&'a Value>> {
+fn grouped<'a>(field: ListShape<'_>, items: &'a [Value]) -> BTreeMap<PathElement, Vec<&'a Value>> {
     let mut out: BTreeMap<PathElement, Vec<&Value>> = BTreeMap::new();
     for item in items {
         if let Ok(step) = item_step(field, item) {
@@ -263,8 +277,8 @@ fn grouped<'a>(field: &'static Field, items: &'a [Value]) -> BTreeMap<PathElemen
 }
 
 fn compare_lists(
-    shape: Shape,
-    field: &'static Field,
+    shape: Shape<'_>,
+    field: ListShape<'_>,
     left: &[Value],
     right: &[Value],
     out: &mut Delta,
@@ -298,7 +312,7 @@ fn compare_lists(
 }
 
 /// The first value with what the second sets (upstream `Merge`).
-pub fn merge(shape: Shape, left: &Value, right: &Value) -> Value {
+pub fn merge(shape: Shape<'_>, left: &Value, right: &Value) -> Value {
     let (l_items, r_items) = (left.as_array(), right.as_array());
     match shape {
         Shape::List(field)
@@ -311,7 +325,7 @@ pub fn merge(shape: Shape, left: &Value, right: &Value) -> Value {
                 r_items.map_or(&[], Vec::as_slice),
             )
         }
-        Shape::Object(_) | Shape::Map(_) | Shape::Deduced => {
+        Shape::Object(_) | Shape::Map(_) | Shape::Custom(_) | Shape::Deduced => {
             let (l, r) = (left.as_object(), right.as_object());
             let empty = |o: Option<&Object>| o.is_none_or(Object::is_empty);
             if (empty(l) && empty(r)) || (!right.is_object() && !right.is_null()) {
@@ -327,12 +341,12 @@ pub fn merge(shape: Shape, left: &Value, right: &Value) -> Value {
             }
             Value::Object(out)
         }
-        Shape::Leaf | Shape::List(_) => right.clone(),
+        Shape::Leaf | Shape::Scalar(_) | Shape::List(_) => right.clone(),
     }
 }
 
 /// Keeps the first list's order, except where the second orders the items that both have.
-fn merge_lists(of: Shape, field: &'static Field, left: &[Value], right: &[Value]) -> Value {
+fn merge_lists(of: Shape<'_>, field: ListShape<'_>, left: &[Value], right: &[Value]) -> Value {
     let steps = |items: &[Value]| -> Vec<PathElement> {
         items
             .iter()
@@ -397,7 +411,7 @@ fn merge_lists(of: Shape, field: &'static Field, left: &[Value], right: &[Value]
 }
 
 /// The value without the paths of `set`; `None` when nothing is left (upstream `RemoveItems`).
-pub fn remove(shape: Shape, value: &Value, set: &Set) -> Option<Value> {
+pub fn remove(shape: Shape<'_>, value: &Value, set: &Set) -> Option<Value> {
     match (shape, value) {
         (Shape::List(field), Value::Array(items)) => {
             let mut kept = Vec::with_capacity(items.len());
@@ -438,7 +452,7 @@ pub fn remove(shape: Shape, value: &Value, set: &Set) -> Option<Value> {
     }
 }
 
-fn remove_below(shape: Shape, value: &Value, set: &Set) -> Value {
+fn remove_below(shape: Shape<'_>, value: &Value, set: &Set) -> Value {
     remove(shape, value, set).unwrap_or_else(|| match value {
         Value::Object(_) => Value::Object(Object::new()),
         Value::Array(_) => Value::Array(Vec::new()),
@@ -448,7 +462,7 @@ fn remove_below(shape: Shape, value: &Value, set: &Set) -> Value {
 
 /// The set with every declared field on the way to a path as a member
 /// (upstream `EnsureNamedFieldsAreMembers`).
-pub fn with_named_fields(shape: Shape, set: &Set) -> Set {
+pub fn with_named_fields(shape: Shape<'_>, set: &Set) -> Set {
     let mut out = Set::default();
     for (step, node) in set.iter() {
         let declared = match (shape, step) {

@@ -9,9 +9,11 @@ pub use columns::{Column, columns};
 pub use storage::{StorageFacts, compare_versions, priority};
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::{Arc, LazyLock};
 
 use crate::schema::{Schema, Type};
+use crate::value::Value;
 
 /// One served resource of one group version.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,9 +42,34 @@ pub struct Resource {
     pub subresources: Vec<Subresource>,
     /// Name of the kind's type in the [`Schema`]; `None` for custom resources.
     pub type_name: Option<String>,
+    /// The schema of a custom resource's kind.
+    pub schema: Option<CustomSchema>,
     /// Where and as what the objects are stored.
     pub storage: StorageFacts,
 }
+
+/// The schema of a custom resource's kind, as documents show it; made when one asks for it.
+#[derive(Clone)]
+pub struct CustomSchema {
+    /// Names this state of the schema: equal revisions are equal schemas.
+    pub revision: String,
+    /// Makes the `openAPIV3Schema`; `None` when there is none.
+    pub make: Arc<dyn Fn() -> Option<Value> + Send + Sync>,
+}
+
+impl fmt::Debug for CustomSchema {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.revision)
+    }
+}
+
+impl PartialEq for CustomSchema {
+    fn eq(&self, other: &CustomSchema) -> bool {
+        self.revision == other.revision
+    }
+}
+
+impl Eq for CustomSchema {}
 
 /// One subresource of a [`Resource`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -165,6 +192,15 @@ impl Catalog {
             self.insert(row);
         }
         Some(row)
+    }
+
+    /// Keeps the rows for which `keep` holds.
+    pub fn retain(&mut self, keep: impl Fn(&Resource) -> bool) {
+        let rows = std::mem::take(&mut self.rows);
+        *self = Catalog::default();
+        for row in rows.into_iter().filter(|row| keep(row)) {
+            self.insert(row);
+        }
     }
 
     /// The row of a resource.
@@ -295,6 +331,7 @@ fn parse(text: &str) -> Catalog {
                 type_name: Schema::builtin()
                     .lookup_kind(group, version, kind)
                     .map(|t| t.name().to_string()),
+                schema: None,
                 storage: StorageFacts::builtin(group, resource, kind),
             });
         } else if let Some(parent) = rows.iter_mut().find(|r| {

@@ -338,3 +338,84 @@ pub fn node_spec(spec: &Value, at: &At<'_>, found: &mut Found) {
         found.extend(meta::ip::valid_cidr_legacy(&path, range, &[]));
     }
 }
+
+/// `validateWebhookConfiguration`.
+pub fn webhooks(configuration: &Value, at: &At<'_>, found: &mut Found) {
+    let mut seen = HashSet::new();
+    for (index, webhook) in value::items(configuration, &["webhooks"])
+        .iter()
+        .enumerate()
+    {
+        let path = at.child("webhooks").index(index);
+        let name = text(webhook, "name");
+        if name.is_empty() {
+            found.push(FieldError::required(&path.child("name"), ""));
+        } else {
+            let broken = names::dns1123_subdomain(name);
+            let parts = name.split('.').count();
+            if broken.is_empty() && parts < 3 {
+                found.push(FieldError::invalid(
+                    &path.child("name"),
+                    name,
+                    "should be a domain with at least three segments separated by dots",
+                ));
+            }
+            refuse(found, &path.child("name"), name, broken);
+        }
+        if !seen.insert(name) {
+            found.push(FieldError::duplicate(&path.child("name"), name));
+        }
+        let versions = value::items(webhook, &["admissionReviewVersions"]);
+        if versions.is_empty() {
+            found.push(FieldError::required(
+                &path.child("admissionReviewVersions"),
+                "must specify one of v1, v1beta1",
+            ));
+        } else if !versions
+            .iter()
+            .any(|version| version == "v1" || version == "v1beta1")
+        {
+            found.push(FieldError::invalid(
+                &path.child("admissionReviewVersions"),
+                Value::from(versions),
+                "must include at least one of v1, v1beta1",
+            ));
+        }
+        let client = path.child("clientConfig");
+        let url = value::get_str(webhook, &["clientConfig", "url"]);
+        let service = value::get(webhook, &["clientConfig", "service"]);
+        match (url, service) {
+            (Some(_), Some(_)) | (None, None) => found.push(FieldError::required(
+                &client,
+                "exactly one of url or service is required",
+            )),
+            (Some(url), None) if !url.starts_with("https://") => {
+                found.push(FieldError::invalid(
+                    &client.child("url"),
+                    url,
+                    format!("'https' is the only allowed URL scheme; desired format: https://host[/path], got {url}"),
+                ));
+            }
+            (None, Some(service)) => {
+                let given = text(service, "path");
+                if has(service, "path") && !given.starts_with('/') {
+                    found.push(FieldError::invalid(
+                        &client.child("service").child("path"),
+                        given,
+                        "must start with a '/'",
+                    ));
+                }
+                if let Some(port) = value::get_i64(service, &["port"]) {
+                    for message in names::port_number(port) {
+                        found.push(FieldError::invalid(
+                            &client.child("service").child("port"),
+                            port,
+                            format!("port is not valid: {message}"),
+                        ));
+                    }
+                }
+            }
+            (Some(_), None) => {}
+        }
+    }
+}
