@@ -4,3 +4,4 @@
 pub mod client;
 pub mod e2e;
 pub mod testbed;
+pub mod vm;

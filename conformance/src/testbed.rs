@@ -53,6 +53,16 @@ impl Programs {
         command
     }
 
+    /// The kernel for virtual machines that `make vm` unpacks beside the tools.
+    pub fn kernel(&self) -> PathBuf {
+        self.kubectl.with_file_name("vm")
+    }
+
+    /// Where the keelson binary is.
+    pub fn binary(&self) -> &Path {
+        &self.keelson
+    }
+
     /// Where kubectl is.
     pub fn kubectl(&self) -> &Path {
         &self.kubectl
@@ -489,7 +499,10 @@ fn text(bytes: &[u8]) -> String {
 }
 
 /// A docker archive (`docker save`'s form): one layer with busybox, its usual names, and the given files.
-fn write_busybox_archive(to: &Path, image: &str, files: &[(&str, &str)]) -> anyhow::Result<()> {
+///
+/// # Errors
+/// When busybox-static is missing or the archive cannot be written.
+pub fn write_busybox_archive(to: &Path, image: &str, files: &[(&str, &str)]) -> anyhow::Result<()> {
     let busybox = fs::read("/bin/busybox").context("busybox-static is not installed")?;
     let mut layer = tar::Builder::new(Vec::new());
     for dir in ["bin/", "etc/", "tmp/", "www/", "root/"] {
