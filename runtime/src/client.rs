@@ -5,10 +5,14 @@ use std::path::Path;
 
 use http::header::{HeaderValue, USER_AGENT};
 use kube::client::Body;
+use kube::client::ClientBuilder;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use thiserror::Error;
+use tower::util::MapResponseLayer;
 use tower::{BoxError, Service, ServiceExt};
+
+use crate::zero_times;
 
 /// Why no client could be made.
 #[derive(Debug, Error)]
@@ -42,10 +46,21 @@ pub enum ClientError {
 /// See [`ClientError`]. The server is not contacted.
 pub async fn from_kubeconfig(path: &Path, user_agent: &str) -> Result<Client, ClientError> {
     let config = kubeconfig(path, user_agent).await?;
-    Client::try_from(config).map_err(|source| ClientError::Build {
+    from_config(config).map_err(|source| ClientError::Build {
         path: path.display().to_string(),
         source: Box::new(source),
     })
+}
+
+/// As `Client::try_from`, for objects as servers really send them: an unset time does not end a list or watch.
+///
+/// # Errors
+/// Credentials or TLS material that cannot be used. The server is not contacted.
+pub fn from_config(config: Config) -> kube::Result<Client> {
+    let tolerant = MapResponseLayer::new(zero_times::filled_in);
+    Ok(ClientBuilder::try_from(config)?
+        .with_layer(&tolerant)
+        .build())
 }
 
 /// The configuration behind [`from_kubeconfig`], for callers that need the server's address or certificates too.
@@ -83,7 +98,19 @@ where
         request.headers_mut().insert(USER_AGENT, agent.clone());
         request
     });
-    Ok(Client::new(service, "default"))
+    Ok(from_in_process(service))
+}
+
+/// As [`from_service`], with the user agent that kube sends.
+pub fn from_in_process<S, B>(service: S) -> Client
+where
+    S: Service<http::Request<Body>, Response = http::Response<B>> + Send + 'static,
+    S::Future: Send + 'static,
+    S::Error: Into<BoxError>,
+    B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    Client::new(service.map_response(zero_times::filled_in), "default")
 }
 
 fn agent_header(user_agent: &str) -> Result<HeaderValue, ClientError> {

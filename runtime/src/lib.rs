@@ -22,5 +22,6 @@ pub mod metrics;
 pub mod serving;
 pub mod store;
 pub mod workqueue;
+mod zero_times;
 
 pub use key::ObjectKey;

@@ -15,6 +15,7 @@ use keelson_apiserver::request::UserInfo;
 use keelson_apiserver::server::ApiServer;
 use keelson_controllers::config::SigningKey;
 use keelson_machinery::clock::Clock;
+use keelson_runtime::client;
 use keelson_runtime::metrics::Metrics;
 use kube::Client;
 use prometheus_client::registry::Registry;
@@ -181,7 +182,7 @@ pub fn client_as(server: &ApiServer, user: UserInfo, component: &'static str) ->
             request
         },
     );
-    Client::new(service, "default")
+    client::from_in_process(service)
 }
 
 /// The identity of a component of the control plane.
