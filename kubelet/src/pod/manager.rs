@@ -83,9 +83,19 @@ impl Manager {
             .map(|w| w.desired.borrow().pod.clone())
     }
 
-    /// Pods that hold resources: all but those at their end.
+    /// Pods that hold resources: all but those at their end, and those that their source has no more, whose place the
+    /// scheduler has given to others (upstream `Kubelet.filterOutInactivePods`).
     fn active(&self) -> Vec<Arc<Pod>> {
-        self.pods()
+        let wanted: Vec<Arc<Pod>> = self
+            .workers
+            .lock()
+            .values()
+            .filter_map(|w| {
+                let d = w.desired.borrow();
+                (!d.removed).then(|| d.pod.clone())
+            })
+            .collect();
+        wanted
             .into_iter()
             .filter(|p| {
                 let phase = self

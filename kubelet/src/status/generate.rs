@@ -117,29 +117,14 @@ pub fn generate(i: &Inputs<'_>) -> PodStatus {
         .filter_map(|c| i.observed.latest(&c.name))
         .any(|c| matches!(c.state, RunState::Running | RunState::Exited) && c.started_at.is_some());
     let mut phase = self::phase(pod, &all, i.terminal, active).to_owned();
-    // A terminal phase is never left, whoever noted it first.
-    if !podutil::is_terminal_phase(Some(&phase)) {
-        if let Some(p) = i
-            .old
-            .phase
-            .clone()
-            .filter(|p| podutil::is_terminal_phase(Some(p)))
-        {
-            phase = p;
-        } else if let Some(p) = api
-            .phase
-            .clone()
-            .filter(|p| podutil::is_terminal_phase(Some(p)))
-        {
-            phase = p;
-        }
-    }
-    if let Some(p) = api
-        .phase
-        .clone()
-        .filter(|p| podutil::is_terminal_phase(Some(p)))
-    {
-        phase = p;
+    // A terminal phase is never left, whoever noted it first: a pod past its deadline has failed, however well its
+    // containers then end.
+    let noted = [api.phase.as_deref(), i.old.phase.as_deref()]
+        .into_iter()
+        .flatten()
+        .find(|p| podutil::is_terminal_phase(Some(p)));
+    if let Some(noted) = noted {
+        phase = noted.to_owned();
     }
     if i.old.phase.as_deref() == Some(&phase) {
         s.reason = i.old.reason.clone().or(api.reason.clone());

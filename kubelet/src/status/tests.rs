@@ -266,6 +266,17 @@ fn failures_and_the_past() {
         },
         "Failed I",
     );
+    // Nor by containers that end well once the kubelet has judged the pod.
+    check(
+        Case {
+            spec: "{restartPolicy: Never, containers: [{name: a}]}",
+            seen: "a:e:0",
+            old: "{phase: Failed, reason: DeadlineExceeded}",
+            terminal: true,
+            ..Case::default()
+        },
+        "Failed a-ended(0) SI",
+    );
 }
 
 #[test]
