@@ -177,7 +177,11 @@ pub fn has_status(row: &Resource) -> bool {
 /// Default of [`super::strategy::Strategy::prepare_for_create`].
 pub fn prepare_for_create(context: &Context<'_>, object: &mut Value) {
     if has_status(context.row()) {
-        value::remove(object, &["status"]);
+        // Most statuses are written even when empty; a JSON patch that adds below them relies on that.
+        match context.served.storage_type.written_when_unset("status") {
+            Some(unset) => value::set(object, &["status"], unset),
+            None => value::remove(object, &["status"]).is_some(),
+        };
     }
     if has_generation(context.row()) {
         value::set(object, &["metadata", "generation"], Value::from(1));

@@ -10,6 +10,19 @@ fn ty(name: &str) -> &'static Type {
         .unwrap_or_else(|| panic!("no type {name}"))
 }
 
+/// A status that is no pointer in Go is always written, others only when set.
+#[test]
+fn statuses_that_nothing_set() {
+    for (of, want) in [
+        ("resource.v1.ResourceClaim", Some(json!({}))),
+        ("core.v1.Service", Some(json!({"loadBalancer": {}}))),
+        ("core.v1.ConfigMap", None),
+    ] {
+        let of = ty(&format!("io.k8s.api.{of}"));
+        assert_eq!(of.written_when_unset("status"), want, "{of:?}");
+    }
+}
+
 /// Every line of the table becomes a field: no line is dropped, no number used twice.
 #[test]
 fn every_line_is_read() {

@@ -109,6 +109,11 @@ impl Type {
         all.into_iter().collect()
     }
 
+    /// What Go writes for a member that nothing set; none when it leaves the member out.
+    pub fn written_when_unset(&'static self, json_name: &str) -> Option<Value> {
+        self.field(json_name).filter(|f| f.always).map(zero_of)
+    }
+
     /// Adds the members that Go always writes and that `object` lacks.
     fn fill_always(&'static self, object: &mut Object) {
         for field in self.always().iter().map(|i| self.fields()[usize::from(*i)]) {

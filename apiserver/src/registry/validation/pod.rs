@@ -93,6 +93,7 @@ pub fn pod_spec(spec: &Value, at: &At<'_>, found: &mut Found) {
     init_containers(spec, at, found);
     ephemeral_containers(spec, at, &containers_with_names, found);
     dns(spec, at, found);
+    sysctls(spec, at, found);
     gates(spec, at, found);
     spread(spec, at, found);
     for (index, alias) in value::items(spec, &["hostAliases"]).iter().enumerate() {
@@ -127,6 +128,46 @@ pub fn pod_spec(spec: &Value, at: &At<'_>, found: &mut Found) {
                     "when `hostUsers` is false",
                 ));
             }
+        }
+    }
+}
+
+/// Longest name of a sysctl (`SysctlMaxLength`).
+const LONGEST_SYSCTL: usize = 253;
+
+/// `IsValidSysctlName`: segments between dots or slashes.
+fn is_sysctl_name(name: &str) -> bool {
+    let edge = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    name.len() <= LONGEST_SYSCTL
+        && name.split(['.', '/']).all(|segment| {
+            let bytes = segment.as_bytes();
+            bytes.first().copied().is_some_and(edge)
+                && bytes.last().copied().is_some_and(edge)
+                && bytes.iter().all(|b| edge(*b) || matches!(b, b'-' | b'_'))
+        })
+}
+
+/// `validateSysctls`.
+fn sysctls(spec: &Value, at: &At<'_>, found: &mut Found) {
+    let mut names = HashSet::new();
+    let all = value::items(spec, &["securityContext", "sysctls"]);
+    for (index, sysctl) in all.iter().enumerate() {
+        let path = at
+            .child("securityContext.sysctls")
+            .index(index)
+            .child("name");
+        let name = text(sysctl, "name");
+        if name.is_empty() {
+            found.push(FieldError::required(&path, ""));
+        } else if !is_sysctl_name(name) {
+            found.push(FieldError::invalid(
+                &path,
+                name,
+                "must have at most 253 characters and match regex \
+                 ^([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?$",
+            ));
+        } else if !names.insert(name) {
+            found.push(FieldError::duplicate(&path, name));
         }
     }
 }

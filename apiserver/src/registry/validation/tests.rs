@@ -54,6 +54,18 @@ fn new_objects() {
     let selector = json!({"matchLabels": {"a": "b"}});
     let pod = |spec: Value| json!({"metadata": {"name": "p"}, "spec": spec});
     let cases: Vec<(&str, Value, &[&str])> = vec![
+        (
+            "core.v1.Pod",
+            pod(
+                json!({"containers": [container], "securityContext": {"sysctls": [
+                {"name": "kernel.shm_rmid_forced", "value": "1"}, {"name": "net/ipv4/x.y", "value": "1"},
+                {"name": "bar..", "value": "42"}, {"name": "net/ipv4/x.y", "value": "1"}]}}),
+            ),
+            &[
+                "spec.securityContext.sysctls[2].name: Invalid value: \"bar..\": must have at most 253 characters and match regex ^([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?$",
+                "spec.securityContext.sysctls[3].name: Duplicate value: \"net/ipv4/x.y\"",
+            ],
+        ),
         ("core.v1.Pod", pod(json!({"containers": [container]})), &[]),
         (
             "core.v1.Pod",
