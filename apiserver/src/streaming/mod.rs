@@ -3,10 +3,13 @@
 //!
 //! [`target`] finds out where to connect, [`backend`] connects, [`http_proxy`] passes plain requests and upgrades
 //! on, byte for byte. Clients that speak the WebSocket protocols of today are translated to SPDY, which every
-//! kubelet and runtime understands: [`remote_command`] for exec and attach, [`tunnel`] for port-forward.
+//! kubelet and runtime understands: [`remote_command`] for exec and attach, [`tunnel`] for port-forward. [`reader`] sends
+//! a log over a WebSocket, [`links`] leads the links of pages through the proxy.
 
 pub mod backend;
 pub mod http_proxy;
+pub mod links;
+pub mod reader;
 pub mod remote_command;
 pub mod target;
 pub mod tls;

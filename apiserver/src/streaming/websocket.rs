@@ -58,7 +58,7 @@ fn has_token(headers: &HeaderMap, name: header::HeaderName, token: &str) -> bool
         .any(|part| part.trim().eq_ignore_ascii_case(token))
 }
 
-/// The `101 Switching Protocols` answer with the chosen subprotocol.
+/// The `101 Switching Protocols` answer with the chosen subprotocol; empty for a client that offered none.
 ///
 /// # Errors
 /// 400 when the handshake is not one.
@@ -71,17 +71,18 @@ pub fn accept(headers: &HeaderMap, protocol: &str) -> Result<Response, ApiError>
         return Err(bad());
     }
     let key = headers.get(header::SEC_WEBSOCKET_KEY).ok_or_else(bad)?;
-    http::Response::builder()
+    let mut response = http::Response::builder()
         .status(StatusCode::SWITCHING_PROTOCOLS)
         .header(header::CONNECTION, "Upgrade")
         .header(header::UPGRADE, "websocket")
         .header(
             header::SEC_WEBSOCKET_ACCEPT,
             derive_accept_key(key.as_bytes()),
-        )
-        .header(header::SEC_WEBSOCKET_PROTOCOL, protocol)
-        .body(full(""))
-        .map_err(ApiError::internal)
+        );
+    if !protocol.is_empty() {
+        response = response.header(header::SEC_WEBSOCKET_PROTOCOL, protocol);
+    }
+    response.body(full("")).map_err(ApiError::internal)
 }
 
 /// The socket, once the answer has been sent.

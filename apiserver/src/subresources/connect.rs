@@ -17,9 +17,10 @@ use crate::body::{RequestBody, Response, ResponseBody, full};
 use crate::filters;
 use crate::objects::Objects;
 use crate::streaming::backend::Backend;
+use crate::streaming::links::{self, Way};
 use crate::streaming::remote_command::{self, Streams};
 use crate::streaming::target::{self, ProxyName};
-use crate::streaming::{http_proxy, tunnel, websocket};
+use crate::streaming::{http_proxy, reader, tunnel, websocket};
 use crate::verbs::Call;
 use crate::verbs::call::Admission;
 
@@ -51,7 +52,7 @@ async fn dispatch(mut call: Call, body: RequestBody) -> Result<Response, ApiErro
         call.served.row.resource.as_str(),
         call.info.subresource.as_str(),
     ) {
-        ("pods", "log") => log(&call, &objects).await,
+        ("pods", "log") => log(&mut call, &objects).await,
         ("pods", "exec") => session(&mut call, body, &objects, "exec", "PodExecOptions").await,
         ("pods", "attach") => {
             session(&mut call, body, &objects, "attach", "PodAttachOptions").await
@@ -80,7 +81,7 @@ async fn kubelet_of(call: &Call, objects: &Objects, pod: &Value) -> Result<Backe
     call.server.outward.kubelets.kubelet(objects, node).await
 }
 
-async fn log(call: &Call, objects: &Objects) -> Result<Response, ApiError> {
+async fn log(call: &mut Call, objects: &Objects) -> Result<Response, ApiError> {
     for key in ["tailLines", "sinceSeconds", "limitBytes"] {
         call.query.int(key)?;
     }
@@ -108,6 +109,10 @@ async fn log(call: &Call, objects: &Objects) -> Result<Response, ApiError> {
             &call.info.name,
         )
         .await);
+    }
+    if websocket::is_websocket(&call.parts.headers) {
+        let upgrade = take_upgrade(call)?;
+        return reader::serve(&call.parts.headers, upgrade, response.into_body());
     }
     Ok(response)
 }
@@ -278,6 +283,7 @@ async fn proxy(
     let Some(rest) = path_behind(call.parts.uri.path(), call.served.row.namespaced) else {
         return redirect(call);
     };
+    let rest_len = rest.len();
     let options = json!({ "apiVersion": "v1", "kind": kind, "path": rest });
     let mut path = rest.to_owned();
     if let Some(query) = call.parts.uri.query() {
@@ -311,7 +317,37 @@ async fn proxy(
             target::node_backend(kubelet, &asked, &unchecked)?
         }
     };
-    pass_on(call, body, &backend, &path).await
+    let raw = call.parts.uri.path();
+    let way = Way {
+        prefix: raw[..raw.len() - rest_len].to_owned(),
+        backend: backend.authority(),
+        asked: host_of(call),
+    };
+    call.parts
+        .headers
+        .insert("x-forwarded-uri", forwarded_uri(raw)?);
+    let response = pass_on(call, body, &backend, &path).await?;
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        return Ok(response);
+    }
+    links::rewrite(response, &way)
+        .await
+        .map_err(ApiError::internal)
+}
+
+/// The host that the client asked for, as HTTP/1 and HTTP/2 tell it.
+fn host_of(call: &Call) -> String {
+    let header = call.parts.headers.get(header::HOST);
+    header
+        .and_then(|v| v.to_str().ok())
+        .or_else(|| call.parts.uri.authority().map(|a| a.as_str()))
+        .unwrap_or_default()
+        .to_owned()
+}
+
+/// Where a page lies for the client, so that it can make links itself.
+fn forwarded_uri(raw: &str) -> Result<header::HeaderValue, ApiError> {
+    header::HeaderValue::from_str(raw).map_err(ApiError::internal)
 }
 
 /// What follows `/proxy` in a raw path, beginning with `/`; `None` when not even a slash does.
