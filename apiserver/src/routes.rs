@@ -1,6 +1,8 @@
 //! From an authorized request to what answers it. There is no table of routes: paths are data, read by
 //! [`RequestInfo`](crate::request::RequestInfo) and looked up in the registry.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::{HeaderValue, Method, StatusCode};
 use keelson_machinery::status::ApiError;
@@ -8,6 +10,7 @@ use keelson_machinery::status::ApiError;
 use crate::body::{Response, full};
 use crate::discovery;
 use crate::filters::{Authorized, method_not_allowed};
+use crate::server::Server;
 use crate::subresources;
 use crate::verbs::call::read_body;
 use crate::verbs::{self, Call};
@@ -146,7 +149,8 @@ async fn path(request: Authorized) -> Result<Response, ApiError> {
     }
     let trimmed = path.trim_end_matches('/');
     if is_health_path(path) {
-        return Ok(server.health.answer(trimmed, &request.query));
+        let store = trimmed.starts_with("/livez") || store_answers(server).await;
+        return Ok(server.health.answer(trimmed, &request.query, store));
     }
     match trimmed {
         "" => return Ok(discovery::paths(server)),
@@ -170,6 +174,14 @@ async fn path(request: Authorized) -> Result<Response, ApiError> {
         return answer.unwrap_or_else(|| Ok(page_not_found()));
     }
     Ok(page_not_found())
+}
+
+/// How long the store may take to answer a probe (upstream `--etcd-healthcheck-timeout`).
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+
+async fn store_answers(server: &Server) -> bool {
+    let read = server.storage.engine.get("/registry/health", None);
+    matches!(tokio::time::timeout(PROBE_TIMEOUT, read).await, Ok(Ok(_)))
 }
 
 fn respond_error(request: &Authorized, error: &ApiError) -> Response {
