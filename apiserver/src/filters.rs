@@ -12,6 +12,7 @@ use http_body_util::{BodyExt, StreamBody};
 use keelson_machinery::status::{ApiError, Reason};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::admission::Notes;
 use crate::authn::{Authenticator, ConnectionInfo, impersonation};
 use crate::authz::{self, Attributes, Authorizer, Decision};
 use crate::body::{RequestBody, Response};
@@ -49,7 +50,9 @@ pub async fn handle(
     request: http::Request<RequestBody>,
 ) -> Response {
     let started = tokio::time::Instant::now();
-    let (parts, body) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
+    let notes = Arc::new(Notes::default());
+    parts.extensions.insert(notes.clone());
     let query = Query::parse(parts.uri.query());
     let headers = parts.headers.clone();
     let path = crate::request::percent_decode(parts.uri.path(), false);
@@ -78,7 +81,11 @@ pub async fn handle(
     };
     let mut response = match finished {
         Ok(Ok(Ok(response))) => response,
-        Ok(Ok(Err(error))) => respond::error(&headers, &query, &error),
+        Ok(Ok(Err(error))) => {
+            let mut response = respond::error(&headers, &query, &error);
+            respond::add_warnings(&mut response, &notes.warnings());
+            response
+        }
         Ok(Err(panic)) => {
             let why = panic_text(panic.as_ref());
             tracing::error!(path = %metrics_info.path, verb = %metrics_info.verb, why, "a handler panicked");

@@ -74,6 +74,11 @@ impl Default for Metrics {
 }
 
 impl Metrics {
+    /// Lets another part of the server add its metrics.
+    pub fn register<T>(&self, with: impl FnOnce(&mut Registry) -> T) -> T {
+        with(&mut self.registry.lock())
+    }
+
     /// Counts an answered request. `served`: it names a resource that is served. Paths come from outside, also from
     /// those who are refused: only what is served may become a label.
     pub fn request(

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admission::resource_quota::ResourceQuota;
 use crate::admission::resource_quota::status::StoredQuotas;
+use crate::admission::webhook::{self, WebhookMetrics, Webhooks};
 use crate::admission::{self, Plugin};
 use crate::authn::review::OpenIdDocuments;
 use crate::authn::token_request::TokenIssuer;
@@ -171,6 +172,18 @@ impl ApiServer {
             config.quota_limited_resources.clone(),
             config.clock.clone(),
         ));
+        let metrics = Metrics::default();
+        let webhooks = Webhooks {
+            objects: objects.clone(),
+            registry: registry.clone(),
+            provider: provider.clone(),
+            clock: config.clock.clone(),
+            metrics: metrics.register(WebhookMetrics::new),
+        };
+        let mutating: Arc<dyn Plugin> =
+            Arc::new(webhook::Mutating::start(webhooks.clone(), closing.clone()));
+        let validating: Arc<dyn Plugin> =
+            Arc::new(webhook::Validating::start(webhooks, closing.clone()));
         let admission = admission::plugins(
             &admission::Dependencies {
                 objects: objects.clone(),
@@ -180,7 +193,7 @@ impl ApiServer {
             },
             &config.enable_admission_plugins,
             &config.disable_admission_plugins,
-            vec![quota],
+            vec![quota, mutating, validating],
         )
         .map_err(|error| StartError::Config(error.to_string()))?;
         let mut health = Health::default();
@@ -193,7 +206,7 @@ impl ApiServer {
             storage,
             registry,
             openapi: Arc::new(OpenApi::new(crate::discovery::GIT_VERSION)),
-            metrics: Metrics::default(),
+            metrics,
             health,
             closing,
             outward: Outward::new(&config.kubelet, &provider)?,

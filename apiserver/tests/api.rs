@@ -3,7 +3,7 @@
 //!
 //! A case is a block of lines:
 //! ```text
-//! METHOD path [as USER]      the request; USER is in no group but system:authenticated, the default is an administrator
+//! [?]METHOD path [as USER]   the request, with ? repeated until it is as expected, for ten seconds at most; USER is in no group but system:authenticated, the default is an administrator
 //! | Header: value            a request header
 //! > body                     a line of the body
 //! < CODE [REASON]            the status code, and the reason of a Status
@@ -17,6 +17,7 @@
 //! ```
 
 mod gnostic;
+mod webhook;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -129,11 +130,31 @@ async fn run_file(harness: &Harness, name: &str, text: &str) -> Vec<String> {
         for (variable, value) in &variables {
             block = block.replace(&format!("${{{variable}}}"), value);
         }
-        if !block.is_empty() {
+        if let Some(block) = block.strip_prefix('?') {
+            findings.extend(check_in_time(harness, &here, block, &mut variables).await);
+        } else if !block.is_empty() {
             check(harness, &here, &block, &mut variables, &mut findings).await;
         }
     }
     findings
+}
+
+/// Repeats a case until it is as expected, or for ten seconds.
+async fn check_in_time(
+    harness: &Harness,
+    here: &str,
+    block: &str,
+    variables: &mut HashMap<String, String>,
+) -> Vec<String> {
+    let limit = tokio::time::Instant::now() + std::time::Duration::from_secs(10);
+    loop {
+        let mut findings = Vec::new();
+        check(harness, here, block, variables, &mut findings).await;
+        if findings.is_empty() || tokio::time::Instant::now() > limit {
+            return findings;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
 }
 
 async fn check(

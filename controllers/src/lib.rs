@@ -35,6 +35,7 @@ pub mod service_account;
 pub mod statefulset;
 pub mod taint_eviction;
 pub mod ttl_after_finished;
+pub mod volume_protection;
 
 pub use config::{Config, ConfigError};
 pub use context::{Clients, Context};
@@ -98,6 +99,11 @@ pub const CONTROLLERS: &[Entry] = &[
         endpoints::slices
     ),
     entry!("endpoints-controller", "endpoint", endpoints::legacy),
+    entry!(
+        "endpointslice-mirroring-controller",
+        "endpointslicemirroring",
+        endpoints::mirror
+    ),
     entry!("job-controller", "job", job),
     entry!(
         "ttl-after-finished-controller",
@@ -109,6 +115,16 @@ pub const CONTROLLERS: &[Entry] = &[
     entry!("statefulset-controller", "statefulset", statefulset),
     entry!("disruption-controller", "disruption", disruption),
     entry!("resourcequota-controller", "resourcequota", resource_quota),
+    entry!(
+        "persistentvolumeclaim-protection-controller",
+        "pvc-protection",
+        volume_protection::claims
+    ),
+    entry!(
+        "persistentvolume-protection-controller",
+        "pv-protection",
+        volume_protection::volumes
+    ),
     entry!("node-ipam-controller", "nodeipam", node_ipam),
     entry!(
         "garbage-collector-controller",

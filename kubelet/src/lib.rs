@@ -251,6 +251,7 @@ fn assemble(
             client.clone(),
             clock.clone(),
         ),
+        allocations: pod::resize::Allocations::default(),
         crash_backoff: backoff::Backoff::new(Duration::from_secs(10).min(longest), longest),
         node: RwLock::new(fields::NodeFacts {
             name: config.node_name.clone(),

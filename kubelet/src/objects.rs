@@ -110,7 +110,11 @@ where
         if !e.live || is_newer(found.as_deref(), e.value.as_deref()) {
             e.value = found.clone();
         }
-        e.value.clone().or(found).ok_or_else(missing)
+        match found {
+            // What the API says is gone is gone, though the watch has not said so yet.
+            None => Err(missing()),
+            Some(found) => Ok(e.value.clone().unwrap_or(found)),
+        }
     }
 
     fn forget(&self, uid: &str) {

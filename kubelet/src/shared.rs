@@ -15,6 +15,7 @@ use crate::events::Recorder;
 use crate::fields::NodeFacts;
 use crate::image::Images;
 use crate::objects::Objects;
+use crate::pod::resize::Allocations;
 use crate::probe::Probes;
 use crate::status::StatusManager;
 use crate::volume::Volumes;
@@ -56,6 +57,8 @@ pub struct Shared {
     pub volumes: Volumes,
     /// ConfigMaps, Secrets, Services.
     pub objects: Arc<Objects>,
+    /// What pods have been granted.
+    pub allocations: Allocations,
     /// Pods' cgroups.
     pub cgroups: Cgroups,
     /// The waits of containers that keep failing.

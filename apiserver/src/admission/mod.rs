@@ -8,14 +8,18 @@ mod certificates;
 mod limit_ranger;
 mod namespace;
 mod node;
+pub mod notes;
 mod pod;
 mod pod_security;
+mod reinvocation;
 pub mod resource_quota;
 mod service_account;
 mod storage;
 #[cfg(test)]
 mod tests;
+pub mod webhook;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -29,6 +33,9 @@ use crate::authz::escalation::EscalationCheck;
 use crate::authz::rbac::Rbac;
 use crate::objects::Objects;
 use crate::request::{RequestInfo, UserInfo};
+
+pub use notes::Notes;
+pub use reinvocation::{Invocations, Reinvocation};
 
 /// The kind of change (`k8s.io/apiserver/pkg/admission.Operation`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -64,6 +71,10 @@ pub struct AdmissionRequest {
     pub request: RequestInfo,
     /// Kind of the object in the request.
     pub kind: String,
+    /// API group of that kind.
+    pub kind_group: String,
+    /// Version of that kind.
+    pub kind_version: String,
     /// Who asks.
     pub user: UserInfo,
     /// The new object; `None` for deletes.
@@ -76,6 +87,10 @@ pub struct AdmissionRequest {
     pub dry_run: bool,
     /// Warnings for the client, sent as `Warning` headers.
     pub warnings: Vec<String>,
+    /// Annotations for the audit log.
+    pub annotations: BTreeMap<String, String>,
+    /// Whether mutating plugins run again, and which.
+    pub reinvocation: Reinvocation,
 }
 
 impl AdmissionRequest {
@@ -89,6 +104,13 @@ impl AdmissionRequest {
     /// The resource of the request.
     pub fn group_resource(&self) -> GroupResource {
         GroupResource::new(self.request.group.as_str(), self.request.resource.as_str())
+    }
+
+    /// Adds audit annotations; the first one under a key stays.
+    pub fn annotate(&mut self, annotations: impl IntoIterator<Item = (String, String)>) {
+        for (key, value) in annotations {
+            self.annotations.entry(key).or_insert(value);
+        }
     }
 
     /// The 403 of a plugin that refuses (`admission.NewForbidden`). Names are generated after admission, so that an

@@ -66,6 +66,8 @@ fn request(text: &str, object: Value) -> AdmissionRequest {
         operation,
         request: info,
         kind: String::new(),
+        kind_group: String::new(),
+        kind_version: String::new(),
         user: UserInfo {
             name: "ann".into(),
             ..UserInfo::default()
@@ -75,6 +77,8 @@ fn request(text: &str, object: Value) -> AdmissionRequest {
         options: Value::Null,
         dry_run: false,
         warnings: Vec::new(),
+        annotations: BTreeMap::new(),
+        reinvocation: Reinvocation::default(),
     }
 }
 

@@ -625,6 +625,10 @@ async fn nobody_grants_what_they_lack() {
             options: Value::Null,
             dry_run: false,
             warnings: Vec::new(),
+            kind_group: String::new(),
+            kind_version: String::new(),
+            annotations: Default::default(),
+            reinvocation: Default::default(),
         };
         let result = check.admit(&mut admission).await;
         match (result, refusal) {

@@ -1,7 +1,7 @@
 //! [`Call`]: one authorized request to a resource on its way through a verb, and what all verbs share: reading the
 //! body, admission, warnings.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -10,7 +10,7 @@ use keelson_machinery::meta::{self, GroupResource};
 use keelson_machinery::status::ApiError;
 use keelson_machinery::value::Value;
 
-use crate::admission::{AdmissionRequest, Operation};
+use crate::admission::{AdmissionRequest, Notes, Operation, Reinvocation};
 use crate::body::RequestBody;
 use crate::codec::Output;
 use crate::codec::body::{Decoded, Expected, FieldValidation, decode};
@@ -203,6 +203,7 @@ pub struct Admission {
     /// Whether the URL names the object.
     named: bool,
     warnings: Vec<String>,
+    notes: Option<Arc<Notes>>,
 }
 
 impl Admission {
@@ -214,19 +215,30 @@ impl Admission {
         options: Value,
         dry_run: bool,
     ) -> Admission {
+        let row = &call.served.row;
+        // Most subresources stand for the object itself; some have a kind of their own.
+        let (kind_group, kind_version) = match row.subresource(&call.info.subresource) {
+            Some(sub) if sub.kind == kind => (sub.group.clone(), sub.version.clone()),
+            _ => (row.group.clone(), row.version.clone()),
+        };
         Admission {
             server: call.server.clone(),
             named: !call.info.name.is_empty(),
+            notes: call.parts.extensions.get::<Arc<Notes>>().cloned(),
             request: AdmissionRequest {
                 operation,
                 request: call.info.clone(),
                 kind: kind.to_string(),
+                kind_group,
+                kind_version,
                 user: UserInfo::clone(&call.user),
                 object: None,
                 old_object: None,
                 options,
                 dry_run,
                 warnings: Vec::new(),
+                annotations: BTreeMap::new(),
+                reinvocation: Reinvocation::default(),
             },
             warnings: Vec::new(),
         }
@@ -244,10 +256,7 @@ impl Admission {
         old: Option<Arc<Value>>,
     ) -> Result<Value, ApiError> {
         self.fill(Some(object), old);
-        for plugin in self.server.admission() {
-            plugin.admit(&mut self.request).await?;
-        }
-        self.warnings.append(&mut self.request.warnings);
+        self.run_mutating().await?;
         self.request
             .object
             .take()
@@ -257,10 +266,24 @@ impl Admission {
     /// Runs the mutating plugins for a request without an object (delete, connect).
     pub async fn admit_without_object(&mut self, old: Option<Arc<Value>>) -> Result<(), ApiError> {
         self.fill(None, old);
+        self.run_mutating().await
+    }
+
+    /// All mutating plugins in order, and once more when a webhook or policy asks for it.
+    async fn run_mutating(&mut self) -> Result<(), ApiError> {
+        self.request.reinvocation = Reinvocation::default();
+        let mut result = self.mutate_once().await;
+        if result.is_ok() && self.request.reinvocation.wanted {
+            self.request.reinvocation.second_round = true;
+            result = self.mutate_once().await;
+        }
+        self.note(result)
+    }
+
+    async fn mutate_once(&mut self) -> Result<(), ApiError> {
         for plugin in self.server.admission() {
             plugin.admit(&mut self.request).await?;
         }
-        self.warnings.append(&mut self.request.warnings);
         Ok(())
     }
 
@@ -274,11 +297,28 @@ impl Admission {
             return Ok(());
         }
         self.fill(object.cloned(), old);
+        let result = self.validate_once().await;
+        self.note(result)
+    }
+
+    async fn validate_once(&mut self) -> Result<(), ApiError> {
         for plugin in self.server.admission() {
             plugin.validate(&mut self.request).await?;
         }
-        self.warnings.append(&mut self.request.warnings);
         Ok(())
+    }
+
+    /// Takes what the plugins have to say beside their verdict.
+    fn note(&mut self, result: Result<(), ApiError>) -> Result<(), ApiError> {
+        self.warnings.append(&mut self.request.warnings);
+        if let Some(notes) = &self.notes {
+            notes.annotate(std::mem::take(&mut self.request.annotations));
+            if result.is_err() {
+                // Whoever refuses a request also warns: the answer is then made without the call.
+                notes.warn(std::mem::take(&mut self.warnings));
+            }
+        }
+        result
     }
 
     fn fill(&mut self, object: Option<Value>, old: Option<Arc<Value>>) {

@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{Pod, PodCondition};
+use k8s_openapi::api::core::v1::{Pod, PodCondition, Taint, Toleration};
 
 use super::{annotations, created, name, uid};
 
@@ -78,6 +78,19 @@ pub fn is_available(pod: &Pod, min_ready: i32, now: Timestamp) -> bool {
         || ready_since(pod).is_some_and(|since| {
             now.duration_since(since) >= SignedDuration::from_secs(i64::from(min_ready))
         })
+}
+
+/// Whether a toleration covers a taint (upstream `Toleration.ToleratesTaint`; an unknown operator covers nothing).
+pub fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
+    let of = |text: &Option<String>| text.clone().unwrap_or_default();
+    let (effect, key) = (of(&toleration.effect), of(&toleration.key));
+    (effect.is_empty() || effect == taint.effect)
+        && (key.is_empty() || key == taint.key)
+        && match toleration.operator.as_deref() {
+            None | Some("" | "Equal") => of(&toleration.value) == of(&taint.value),
+            Some("Exists") => true,
+            Some(_) => false,
+        }
 }
 
 /// How often the containers restarted, the most of one container; regular ones and sidecars apart.

@@ -2,9 +2,10 @@
 
 use k8s_openapi::api::core::v1::{
     Affinity, Node, NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod,
-    PodSpec, Taint, Toleration,
+    PodSpec, Toleration,
 };
 
+use crate::common::pods::tolerates;
 use crate::common::{labels, name};
 
 /// What every daemon tolerates (`AddOrUpdateDaemonPodTolerations`): it runs where nothing else can.
@@ -127,18 +128,6 @@ pub fn fit(spec: &PodSpec, node: &Node) -> Fit {
     }
 }
 
-fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
-    let of = |text: &Option<String>| text.clone().unwrap_or_default();
-    let (effect, key) = (of(&toleration.effect), of(&toleration.key));
-    (effect.is_empty() || effect == taint.effect)
-        && (key.is_empty() || key == taint.key)
-        && match toleration.operator.as_deref() {
-            None | Some("" | "Equal") => of(&toleration.value) == of(&taint.value),
-            Some("Exists") => true,
-            Some(_) => false,
-        }
-}
-
 fn matches_node(spec: &PodSpec, node: &Node) -> bool {
     let have = labels(&node.metadata);
     let selected = spec
@@ -198,6 +187,7 @@ fn matches_requirement(requirement: &NodeSelectorRequirement, value: Option<&str
 #[cfg(test)]
 mod tests {
     use super::*;
+    use k8s_openapi::api::core::v1::Taint;
     use serde_json::json;
 
     #[test]

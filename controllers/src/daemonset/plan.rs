@@ -135,15 +135,7 @@ pub fn plan(
     for place in &places {
         manage(set, hash, place, surging, min_ready, now, &mut plan);
     }
-    // Pods of nodes that are gone are the pod collector's; one that names no node at all is nobody's.
-    plan.delete.extend(
-        by_node
-            .remove("")
-            .into_iter()
-            .flatten()
-            .filter(|p| !is_deleting(p))
-            .cloned(),
-    );
+    // Pods of nodes that are gone are the pod collector's; those that name no node at all are passed over, as upstream does.
     if is_rolling && plan.create.is_empty() && plan.delete.is_empty() && plan.failed.is_empty() {
         let step = Step {
             set,

@@ -1,6 +1,7 @@
 //! Who answers for a Service: EndpointSlices, and the older Endpoints object (upstream `endpointslice` and `endpoint`).
 //!
-//! Both controllers look at the same things: the Services with a selector, and the pods that it selects.
+//! Two controllers look at the same things: the Services with a selector, and the pods that it selects. The third, [`mirror`],
+//! makes slices of the Endpoints that people write for Services without one.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -16,7 +17,9 @@ use crate::common::pods::{is_deleting, is_ready, is_terminal, node_name};
 use crate::common::{Labels, labels, namespace};
 
 pub mod legacy;
+pub mod mirror;
 pub mod slices;
+mod unseen;
 
 /// On the objects of a headless Service.
 pub const HEADLESS: &str = "service.kubernetes.io/headless";

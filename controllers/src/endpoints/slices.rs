@@ -15,9 +15,8 @@ use keelson_runtime::informer::{Event, Informer};
 use keelson_runtime::workqueue::{RateLimit, WorkQueue};
 use kube::api::{DeleteParams, PostParams};
 use kube::{Api, Client};
-use parking_lot::Mutex;
-use tokio::time::Instant;
 
+use super::unseen::{UNSEEN_FOR, Unseen};
 use super::{
     Port, addresses, families, follow_pods, hostname, inherited_labels, is_endpoint, pod_reference,
     ports, publishes_not_ready, selector, selects,
@@ -28,8 +27,8 @@ use crate::error::{ignore_not_found, is_conflict, is_namespace_terminating, is_n
 use crate::{Context, Error};
 
 const ACCOUNT: &str = "endpointslice-controller";
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
-const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
+pub(super) const SERVICE_NAME: &str = "kubernetes.io/service-name";
+pub(super) const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 const MANAGER: &str = "endpointslice-controller.k8s.io";
 const ZONE: &str = "topology.kubernetes.io/zone";
 /// Endpoints in one slice (`--max-endpoints-per-slice`).
@@ -71,7 +70,7 @@ fn endpoint(service: &Service, pod: &Pod, family: &str, zone: Option<String>) ->
     }
 }
 
-fn wire_ports(ports: &[Port]) -> Option<Vec<EndpointPort>> {
+pub(super) fn wire_ports(ports: &[Port]) -> Option<Vec<EndpointPort>> {
     (!ports.is_empty()).then(|| {
         ports
             .iter()
@@ -85,7 +84,7 @@ fn wire_ports(ports: &[Port]) -> Option<Vec<EndpointPort>> {
     })
 }
 
-fn slice_ports(slice: &EndpointSlice) -> Vec<Port> {
+pub(super) fn slice_ports(slice: &EndpointSlice) -> Vec<Port> {
     let mut ports: Vec<_> = slice
         .ports
         .iter()
@@ -254,19 +253,6 @@ fn plan_group(
     }
 }
 
-/// How long a slice that was written is waited for: it may have been deleted before it was ever seen.
-const UNSEEN_FOR: Duration = Duration::from_secs(5);
-
-/// Slices written but not yet seen, per Service, by name with the revision to see and since when.
-type Unseen = Mutex<HashMap<ObjectKey, HashMap<String, (u64, Instant)>>>;
-
-fn revision(meta: &ObjectMeta) -> u64 {
-    meta.resource_version
-        .as_deref()
-        .and_then(|v| v.parse().ok())
-        .unwrap_or(0)
-}
-
 /// Whether a slice is ours, and of which Service.
 fn service_of(slice: &EndpointSlice) -> Option<ObjectKey> {
     let labels = labels(&slice.metadata);
@@ -303,22 +289,7 @@ pub async fn run(ctx: Context) -> anyhow::Result<()> {
         move |event| {
             let slice = event.object();
             let Some(key) = service_of(slice) else { return };
-            let mut all = unseen.lock();
-            if let Some(waiting) = all.get_mut(&key) {
-                let gone = matches!(event, Event::Deleted { .. });
-                let own = name(&slice.metadata);
-                if gone
-                    || waiting
-                        .get(own)
-                        .is_some_and(|(v, _)| revision(&slice.metadata) >= *v)
-                {
-                    waiting.remove(own);
-                }
-                if waiting.is_empty() {
-                    all.remove(&key);
-                }
-            }
-            drop(all);
+            unseen.saw(&key, slice, matches!(event, Event::Deleted { .. }));
             queue.add(key);
         }
     });
@@ -386,13 +357,13 @@ impl Worker {
     async fn reconcile(&self, key: &ObjectKey) -> Result<Action, Error> {
         let Some(service) = self.services.store().get(key) else {
             // The slices go with their owner, by the garbage collector.
-            self.unseen.lock().remove(key);
+            self.unseen.forget(key);
             return Ok(Action::Done);
         };
         if selector(&service).is_none() || service.metadata.deletion_timestamp.is_some() {
             return Ok(Action::Done);
         }
-        if self.waits(key) {
+        if self.unseen.waits(key) {
             // What is not seen yet wakes this key when it is; the time is for what never will be.
             return Ok(Action::RequeueAfter(UNSEEN_FOR));
         }
@@ -431,50 +402,17 @@ impl Worker {
         }
     }
 
-    /// Whether slices of that Service are still to be seen; what was waited for in vain is forgotten.
-    fn waits(&self, key: &ObjectKey) -> bool {
-        let mut all = self.unseen.lock();
-        let Some(waiting) = all.get_mut(key) else {
-            return false;
-        };
-        waiting.retain(|_, (_, since)| since.elapsed() < UNSEEN_FOR);
-        if waiting.is_empty() {
-            all.remove(key);
-            return false;
-        }
-        true
-    }
-
-    fn wrote(&self, key: &ObjectKey, slice: &EndpointSlice) {
-        let own = name(&slice.metadata).to_owned();
-        let version = revision(&slice.metadata);
-        // Under the lock that the event handler takes: the event cannot pass between the look and the note.
-        let mut unseen = self.unseen.lock();
-        let seen = self
-            .slices
-            .store()
-            .get(&ObjectKey::of(&slice.metadata))
-            .is_some_and(|s| revision(&s.metadata) >= version);
-        if !seen {
-            unseen
-                .entry(key.clone())
-                .or_default()
-                .insert(own, (version, Instant::now()));
-        }
-    }
-
     async fn apply(&self, key: &ObjectKey, plan: Plan) -> kube::Result<()> {
         let api: Api<EndpointSlice> = Api::namespaced(self.client.clone(), &key.namespace);
         let post = PostParams::default();
         // New endpoints first, so that a Service is never without any that it could have.
         for slice in &plan.create {
-            self.wrote(key, &api.create(&post, slice).await?);
+            let made = api.create(&post, slice).await?;
+            self.unseen.wrote(key, &made, self.slices.store());
         }
         for slice in &plan.update {
-            self.wrote(
-                key,
-                &api.replace(name(&slice.metadata), &post, slice).await?,
-            );
+            let changed = api.replace(name(&slice.metadata), &post, slice).await?;
+            self.unseen.wrote(key, &changed, self.slices.store());
         }
         for slice in &plan.delete {
             match ignore_not_found(api.delete(slice, &DeleteParams::default()).await) {

@@ -18,8 +18,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use super::indexes;
 use super::policy::{self, Verdict};
 use crate::common::pod_control::pod_from_template;
-use crate::common::pods::{is_active, is_deleting, is_ready, is_terminating, phase};
-use crate::common::{annotations, controller_reference, name, uid};
+use crate::common::pods::{
+    condition as condition_of, is_active, is_deleting, is_ready, is_terminating, phase,
+};
+use crate::common::{annotations, controller_reference, created, name, uid};
 
 /// Holds a pod until it is counted.
 pub const FINALIZER: &str = "batch.kubernetes.io/job-tracking";
@@ -98,16 +100,45 @@ fn has_failed(spec: &JobSpec, pod: &Pod) -> bool {
     }
 }
 
-/// When a pod ended, as well as can be said.
+/// When a pod ended, as well as can be said (upstream `getFinishedTime`): when its last container did, when it stopped being
+/// ready, when its deletion began. A pod that was refused by its node has none of these; then it ended when it was made, never
+/// "just now", which would keep the job waiting for ever.
 fn ended(pod: &Pod) -> Option<Timestamp> {
-    let containers = pod
+    let statuses = pod
         .status
+        .as_ref()
+        .and_then(|s| s.container_statuses.as_deref())
+        .unwrap_or_default();
+    let finished: Option<Vec<Timestamp>> = statuses
         .iter()
-        .flat_map(|s| s.container_statuses.iter().flatten())
-        .filter_map(|c| c.state.as_ref()?.terminated.as_ref()?.finished_at.as_ref())
-        .map(|t| t.0)
-        .max();
-    containers.or(pod.metadata.deletion_timestamp.as_ref().map(|t| t.0))
+        .map(|c| {
+            Some(
+                c.state
+                    .as_ref()?
+                    .terminated
+                    .as_ref()?
+                    .finished_at
+                    .as_ref()?
+                    .0,
+            )
+        })
+        .collect();
+    let unready = || {
+        condition_of(pod, "Ready")
+            .filter(|c| c.status == "False")
+            .and_then(|c| c.last_transition_time.as_ref())
+            .map(|t| t.0)
+    };
+    let deleted = || {
+        let at = pod.metadata.deletion_timestamp.as_ref()?.0;
+        let grace = pod.metadata.deletion_grace_period_seconds.unwrap_or(0);
+        at.checked_sub(SignedDuration::from_secs(grace)).ok()
+    };
+    finished
+        .and_then(|all| all.into_iter().max())
+        .or_else(unready)
+        .or_else(deleted)
+        .or_else(|| created(&pod.metadata))
 }
 
 fn set_condition(
@@ -576,26 +607,47 @@ impl Pass<'_> {
         if missing <= 0 {
             return;
         }
-        if let Some(wait) = self.backoff() {
+        let independent = indexed && self.spec.backoff_limit_per_index.is_some();
+        if !independent && let Some(wait) = self.backoff() {
             self.look_again(wait);
             return;
         }
-        let missing = missing.min(BURST);
-        if indexed {
-            let busy: BTreeSet<i32> = self
-                .pods
-                .iter()
-                .filter(|p| is_active(p) || (replaces_failed_only(self.spec) && is_terminating(p)))
-                .filter_map(|p| indexes::of(p))
-                .collect();
-            let free = (0..completions)
-                .filter(|i| !done.contains(i) && !lost.contains(i) && !busy.contains(i))
-                .take(usize::try_from(missing).unwrap_or(0));
-            let made: Vec<_> = free.map(|index| self.pod(Some(index))).collect();
-            self.plan.create = made;
-        } else {
+        let missing = usize::try_from(missing.min(BURST)).unwrap_or(0);
+        if !indexed {
             self.plan.create = (0..missing).map(|_| self.pod(None)).collect();
+            return;
         }
+        let busy: BTreeSet<i32> = self
+            .pods
+            .iter()
+            .filter(|p| is_active(p) || (replaces_failed_only(self.spec) && is_terminating(p)))
+            .filter_map(|p| indexes::of(p))
+            .collect();
+        let free: Vec<i32> = (0..completions)
+            .filter(|i| !done.contains(i) && !lost.contains(i) && !busy.contains(i))
+            .take(missing)
+            .collect();
+        for index in free {
+            // With a limit per index, one that fails makes no other one wait.
+            match self.backoff_of(index).filter(|_| independent) {
+                Some(wait) => self.look_again(wait),
+                None => {
+                    let pod = self.pod(Some(index));
+                    self.plan.create.push(pod);
+                }
+            }
+        }
+    }
+
+    /// What is left of the wait after `failures` of which the last was at `last`.
+    fn wait_after(&self, failures: usize, last: Timestamp) -> Option<Duration> {
+        let exponent = u32::try_from(failures.checked_sub(1)?)
+            .unwrap_or(u32::MAX)
+            .min(16);
+        let wait = BACKOFF.saturating_mul(1 << exponent).min(MOST_BACKOFF);
+        let end = last + SignedDuration::try_from(wait).ok()?;
+        (end > self.now)
+            .then(|| Duration::try_from(end.duration_since(self.now)).unwrap_or_default())
     }
 
     /// How long to wait with new pods, after the failures since the last success.
@@ -607,21 +659,44 @@ impl Pass<'_> {
             .filter_map(|p| ended(p))
             .max();
         let failures: Vec<_> = self
-            .pods
-            .iter()
-            .filter(|p| has_failed(self.spec, p))
-            .filter(|p| policy::judge(self.spec, p) != Verdict::Ignore)
-            .map(|p| ended(p).unwrap_or(self.now))
+            .failures()
+            .filter_map(|p| ended(p))
             .filter(|at| success.is_none_or(|s| *at > s))
             .collect();
-        let last = *failures.iter().max()?;
-        let exponent = u32::try_from(failures.len() - 1)
-            .unwrap_or(u32::MAX)
-            .min(16);
-        let wait = BACKOFF.saturating_mul(1 << exponent).min(MOST_BACKOFF);
-        let end = last + SignedDuration::try_from(wait).ok()?;
-        (end > self.now)
-            .then(|| Duration::try_from(end.duration_since(self.now)).unwrap_or_default())
+        self.wait_after(failures.len(), *failures.iter().max()?)
+    }
+
+    /// How long to wait with the next pod of an index (upstream `getRemainingTimePerIndex`).
+    fn backoff_of(&self, index: i32) -> Option<Duration> {
+        let last = self
+            .failures()
+            .filter(|p| indexes::of(p) == Some(index))
+            .filter_map(|p| ended(p))
+            .max()?;
+        self.wait_after(usize::try_from(self.failures_of(index)).unwrap_or(0), last)
+    }
+
+    /// The failed pods that count.
+    fn failures(&self) -> impl Iterator<Item = &Arc<Pod>> {
+        self.pods
+            .iter()
+            .filter(|p| has_failed(self.spec, p) && policy::judge(self.spec, p) != Verdict::Ignore)
+    }
+
+    /// How often an index has failed, as its pods say.
+    fn failures_of(&self, index: i32) -> i32 {
+        self.pods
+            .iter()
+            .filter(|p| indexes::of(p) == Some(index) && has_failed(self.spec, p))
+            .map(|p| {
+                let before = annotations(&p.metadata)
+                    .get(INDEX_FAILURES)
+                    .and_then(|n| n.parse().ok())
+                    .unwrap_or(0);
+                before + i32::from(policy::judge(self.spec, p) != Verdict::Ignore)
+            })
+            .max()
+            .unwrap_or(0)
     }
 
     fn pod(&self, index: Option<i32>) -> Pod {
@@ -647,20 +722,10 @@ impl Pass<'_> {
         let notes = meta.annotations.get_or_insert_default();
         notes.insert(indexes::INDEX.to_owned(), index.to_string());
         if self.spec.backoff_limit_per_index.is_some() {
-            let failures = self
-                .pods
-                .iter()
-                .filter(|p| indexes::of(p) == Some(index) && has_failed(self.spec, p))
-                .map(|p| {
-                    let before = annotations(&p.metadata)
-                        .get(INDEX_FAILURES)
-                        .and_then(|n| n.parse().ok())
-                        .unwrap_or(0);
-                    before + i32::from(policy::judge(self.spec, p) != Verdict::Ignore)
-                })
-                .max()
-                .unwrap_or(0);
-            notes.insert(INDEX_FAILURES.to_owned(), failures.to_string());
+            notes.insert(
+                INDEX_FAILURES.to_owned(),
+                self.failures_of(index).to_string(),
+            );
         }
         meta.labels
             .get_or_insert_default()

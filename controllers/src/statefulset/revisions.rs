@@ -12,7 +12,9 @@ use kube::{Api, Client};
 use serde_json::{Value, json};
 
 use super::plan::REVISION;
-use crate::common::{controller_of, controller_reference, fnv32a, labels, name, namespace, uid};
+use crate::common::{
+    controller_of, controller_reference, fnv32a, labels, name, namespace, safe_encode, uid,
+};
 use crate::error::{Error, ignore_not_found, is_already_exists};
 
 /// Label of revisions: the hash of their template.
@@ -53,13 +55,7 @@ pub fn template_of(revision: &ControllerRevision) -> Result<PodTemplateSpec, Err
 }
 
 fn hash_of(patch: &Value, collisions: i32) -> String {
-    // As upstream's names look: the digits of the sum in an alphabet without vowels (SafeEncodeString).
-    const ALPHABET: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
-    let sum = fnv32a(format!("{patch}{collisions}").as_bytes());
-    sum.to_string()
-        .bytes()
-        .map(|byte| ALPHABET[usize::from(byte) % ALPHABET.len()] as char)
-        .collect()
+    safe_encode(fnv32a(format!("{patch}{collisions}").as_bytes()))
 }
 
 fn same(revision: &ControllerRevision, patch: &Value) -> bool {

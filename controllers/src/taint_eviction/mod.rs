@@ -19,7 +19,7 @@ use kube::{Api, Client, ResourceExt};
 use parking_lot::Mutex;
 use serde_json::json;
 
-use crate::common::pods;
+use crate::common::pods::{self, tolerates};
 use crate::error::{Error, ignore_not_found, is_not_found};
 use crate::node_lifecycle::{BY_NODE, health::taints, index_by_node};
 use crate::{Context, synced};
@@ -36,24 +36,6 @@ enum Plan {
     Now,
     /// It goes then.
     At(Timestamp),
-}
-
-/// Upstream `ToleratesTaint`.
-fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
-    let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
-    if given(&toleration.effect).is_some_and(|effect| effect != taint.effect)
-        || given(&toleration.key).is_some_and(|key| key != taint.key)
-    {
-        return false;
-    }
-    match toleration.operator.as_deref().unwrap_or_default() {
-        "" | "Equal" => {
-            toleration.value.as_deref().unwrap_or_default()
-                == taint.value.as_deref().unwrap_or_default()
-        }
-        "Exists" => true,
-        _ => false,
-    }
 }
 
 /// Upstream `processPodOnNode`: what was set once stays until the taints are gone or tolerated for good.

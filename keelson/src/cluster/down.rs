@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use keelson_kubelet::cri::{CriClient, PodSandboxFilter, Runtime};
+use keelson_kubelet::volume::mounts;
 use rustix::mount::{UnmountFlags, unmount};
 
 use super::layout::Layout;
@@ -93,6 +94,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     }
     steps.done("mounts, cgroups, links and rules removed");
     if options.purge {
+        // Once more, as close to the deletion as can be.
+        unmount_below(layout.root())?;
         std::fs::remove_dir_all(layout.root())
             .with_context(|| format!("deleting {}", layout.root().display()))?;
         steps.done("data deleted");
@@ -139,48 +142,29 @@ async fn stop_pods(layout: &Layout) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Unmounts everything below a folder, innermost first.
+/// Unmounts everything below a folder, innermost first; the folder itself may be a mount of the machine's.
+///
+/// # Errors
+/// When something is still mounted there afterwards: then nothing may be deleted, since behind a mount may be the machine's own files.
 fn unmount_below(root: &Path) -> anyhow::Result<()> {
-    let mounts =
-        std::fs::read_to_string("/proc/self/mounts").context("reading /proc/self/mounts")?;
-    let prefix = format!("{}/", root.display());
-    let mut below: Vec<String> = mounts
-        .lines()
-        .filter_map(|line| line.split(' ').nth(1))
-        .map(unescape)
-        .filter(|path| path.starts_with(&prefix))
-        .collect();
-    below.sort();
-    for path in below.iter().rev() {
-        match unmount(path.as_str(), UnmountFlags::DETACH) {
+    let below = || -> anyhow::Result<Vec<PathBuf>> {
+        let mut all = mounts::below(root).context("reading the machine's mounts")?;
+        all.retain(|path| path != root);
+        Ok(all)
+    };
+    for path in below()? {
+        match unmount(&path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
             // Gone already, with a mount it propagated from.
             Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
-            Err(error) => return Err(error).with_context(|| format!("unmounting {path}")),
-        }
-    }
-    Ok(())
-}
-
-/// `/proc/mounts` writes blanks and backslashes as three octal digits.
-fn unescape(text: &str) -> String {
-    let mut plain = Vec::with_capacity(text.len());
-    let mut bytes = text.as_bytes().iter().copied();
-    while let Some(byte) = bytes.next() {
-        let rest = bytes.clone().take(3).collect::<Vec<u8>>();
-        let octal = (byte == b'\\')
-            .then(|| Some(rest.as_slice()).filter(|digits| digits.len() == 3))
-            .flatten()
-            .and_then(|d| std::str::from_utf8(d).ok())
-            .and_then(|d| u8::from_str_radix(d, 8).ok());
-        match octal {
-            Some(byte) => {
-                plain.push(byte);
-                bytes.nth(2);
+            Err(error) => {
+                return Err(error).with_context(|| format!("unmounting {}", path.display()));
             }
-            None => plain.push(byte),
         }
     }
-    String::from_utf8_lossy(&plain).into_owned()
+    match below()?.first() {
+        Some(path) => bail!("{} cannot be unmounted", path.display()),
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -188,15 +172,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn mount_points_are_unescaped() {
-        for (escaped, plain) in [
-            ("/a", "/a"),
-            (r"/a\040b", "/a b"),
-            (r"/a\134b", r"/a\b"),
-            (r"/a\0", r"/a\0"),
-            (r"\040", " "),
-        ] {
-            assert_eq!(unescape(escaped), plain);
+    fn only_what_is_below_is_unmounted() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        let mounted = |path: &Path| mounts::is_mounted(path).unwrap();
+        if mounts::tmpfs(&root, None).is_err() {
+            println!("skipped: mounting needs root");
+            return;
         }
+        let inner = root.join("a b");
+        std::fs::create_dir(&inner).unwrap();
+        mounts::tmpfs(&inner, None).unwrap();
+        let result = unmount_below(&root);
+        let left = (mounted(&root), mounted(&inner));
+        mounts::unmount_all(&root).unwrap();
+        result.unwrap();
+        assert_eq!(left, (true, false));
     }
 }

@@ -13,13 +13,14 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// The layout below `data_dir`, made absolute. Creates nothing.
+    /// The layout below `data_dir`, made absolute and free of links. Creates nothing.
     ///
     /// # Errors
     /// When the path cannot be made absolute, is the file system root, or is so long that a unix socket below it
     /// would not fit into the kernel's 108 bytes.
     pub fn new(data_dir: &Path) -> anyhow::Result<Self> {
-        let root = std::path::absolute(data_dir)
+        // Without links: the kernel lists mounts by their real paths, and what cannot be found cannot be unmounted.
+        let root = keelson_kubelet::volume::mounts::real_path(data_dir)
             .with_context(|| format!("data directory {}", data_dir.display()))?;
         if root.parent().is_none() {
             bail!("the data directory cannot be the file system root");
@@ -168,6 +169,20 @@ mod tests {
                 (got, want) => panic!("{path}: got {got:?}, want {want:?}"),
             }
         }
+    }
+
+    #[test]
+    fn a_data_directory_behind_a_link_is_known_by_its_real_path() {
+        let dir = tempfile::tempdir().unwrap();
+        let real = dir.path().canonicalize().unwrap().join("disk");
+        std::fs::create_dir(&real).unwrap();
+        let link = dir.path().join("keelson");
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        let layout = Layout::new(&link).unwrap();
+        assert_eq!(layout.root(), real);
+        // The same before anything is there as after.
+        let new = link.join("clusters/a");
+        assert_eq!(Layout::new(&new).unwrap().root(), real.join("clusters/a"));
     }
 
     #[test]

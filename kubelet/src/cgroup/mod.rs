@@ -27,6 +27,21 @@ pub struct Limits {
     pub pids: Option<i64>,
 }
 
+impl Limits {
+    /// The wider of both in each respect, for the time in which a pod's containers go from one to the other.
+    pub fn or_wider(&self, other: &Limits) -> Limits {
+        fn wider<T: Ord>(a: Option<T>, b: Option<T>) -> Option<T> {
+            Some(a?.max(b?))
+        }
+        Limits {
+            cpu_shares: self.cpu_shares.max(other.cpu_shares),
+            cpu_quota: wider(self.cpu_quota, other.cpu_quota),
+            memory: wider(self.memory, other.memory),
+            pids: wider(self.pids, other.pids),
+        }
+    }
+}
+
 /// The limits of a pod as a whole (upstream `ResourceConfigForPod`): a limit only counts if all containers have one.
 pub fn pod_limits(pod: &Pod, cfs: Option<i64>, pids: i64) -> Limits {
     let all_have = |name: &str| {
@@ -181,6 +196,24 @@ impl Cgroups {
     /// Makes the pod's cgroup.
     pub fn create_pod(&self, pod: &Pod, limits: &Limits) -> io::Result<()> {
         self.create(&self.pod_dir(pod), limits)
+    }
+
+    /// Gives a pod that runs other limits.
+    pub fn resize_pod(&self, pod: &Pod, limits: &Limits) -> io::Result<()> {
+        self.apply(&self.pod_dir(pod), limits)
+    }
+
+    /// How much memory a container of the pod uses; `None` where its cgroup is not below the pod's.
+    pub fn memory_usage(&self, pod: &Pod, container: &str) -> Option<i64> {
+        let file = if self.v2 {
+            "memory.current"
+        } else {
+            "memory.usage_in_bytes"
+        };
+        self.hierarchies.iter().find_map(|h| {
+            let path = h.join(self.pod_dir(pod)).join(container).join(file);
+            fs::read_to_string(path).ok()?.trim().parse().ok()
+        })
     }
 
     /// Removes the cgroup of the pod `uid`, wherever it is, with whatever still runs in it.

@@ -6,5 +6,6 @@ pub mod expand;
 pub mod hooks;
 pub mod kill;
 pub mod labels;
+pub mod resize;
 pub mod security;
 pub mod start;

@@ -42,8 +42,8 @@ pub struct Context<'a> {
 }
 
 impl Context<'_> {
-    /// Starts `c`. `target` names the container whose processes an ephemeral container wants to see.
-    pub async fn start(&self, c: &Container, target: Option<&str>) -> Result<(), Failure> {
+    /// Starts `c` and answers its id. `target` names the container whose processes an ephemeral container wants to see.
+    pub async fn start(&self, c: &Container, target: Option<&str>) -> Result<String, Failure> {
         let (shared, pod) = (self.shared, self.pod);
         let failed = |reason: &'static str, message: String| {
             shared.recorder.container(
@@ -188,7 +188,7 @@ impl Context<'_> {
                 return Err(Failure::new("PostStartHookError", message));
             }
         }
-        Ok(())
+        Ok(id)
     }
 
     /// One more than the last run. A runtime that has forgotten the runs (after a reboot) leaves their logs.

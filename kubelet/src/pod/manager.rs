@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
+use super::resize::{self, Change};
 use super::worker::{self, Desired, Phase, Wakers};
 use super::{admission, observed, sync};
 use crate::container::kill;
@@ -22,6 +23,8 @@ use crate::shared::Shared;
 
 struct Worker {
     desired: watch::Sender<Desired>,
+    /// The pod as its source has it; the desired one has what is allocated.
+    source: Arc<Pod>,
 }
 
 /// The pods of the node.
@@ -29,6 +32,8 @@ pub struct Manager {
     shared: Arc<Shared>,
     wakers: Arc<Wakers>,
     workers: Mutex<HashMap<String, Worker>>,
+    /// Held while room is given out, so that it is not given out twice.
+    placing: Mutex<()>,
     /// Pods that are gone from their source while their worker still tidies up, by uid.
     orphans: Mutex<HashSet<String>>,
     api_ready: AtomicBool,
@@ -50,6 +55,7 @@ impl Manager {
             shared,
             wakers,
             workers: Mutex::new(HashMap::new()),
+            placing: Mutex::new(()),
             orphans: Mutex::new(HashSet::new()),
             api_ready: AtomicBool::new(api),
             static_ready: AtomicBool::new(files),
@@ -117,8 +123,11 @@ impl Manager {
             warn!(pod = %podutil::describe(&pod), "a pod without uid is ignored");
             return;
         }
-        let pod = Arc::new(pod);
-        if let Some(w) = self.workers.lock().get(&uid) {
+        let _placing = self.placing.lock();
+        let source = Arc::new(pod);
+        let pod = self.allocate(&source);
+        if let Some(w) = self.workers.lock().get_mut(&uid) {
+            w.source = source;
             w.desired.send_modify(|d| {
                 d.pod = pod.clone();
                 d.removed = false;
@@ -135,9 +144,13 @@ impl Manager {
             removed: false,
         });
         let wake = self.wakers.add(&uid);
-        self.workers
-            .lock()
-            .insert(uid.clone(), Worker { desired: tx });
+        self.workers.lock().insert(
+            uid.clone(),
+            Worker {
+                desired: tx,
+                source,
+            },
+        );
         let (me, shared, shutdown) = (self.clone(), self.shared.clone(), self.shutdown.clone());
         self.tasks.spawn(async move {
             worker::run(shared, rx, wake, phase, shutdown.clone()).await;
@@ -150,6 +163,62 @@ impl Manager {
         });
         self.update_qos();
         self.changed.notify_one();
+    }
+
+    /// The pod as it is to be run: with what it has been granted of what it asks for.
+    fn allocate(&self, source: &Arc<Pod>) -> Arc<Pod> {
+        let node = self.shared.node.read().clone();
+        let (pod, change) = self
+            .shared
+            .allocations
+            .settle(source, &|| self.active(), &node);
+        match change {
+            None => {}
+            Some(Change::Started) => {
+                let text = resize::message(&pod, "Pod resize started", "");
+                self.shared
+                    .recorder
+                    .pod(source, Severity::Normal, "ResizeStarted", text);
+            }
+            Some(Change::Pending(p)) => {
+                let what = format!("Pod resize {}", p.reason);
+                let text = resize::message(source, &what, &p.message);
+                let reason = format!("Resize{}", p.reason);
+                self.shared
+                    .recorder
+                    .pod(source, Severity::Warning, &reason, text);
+            }
+        }
+        Arc::new(pod)
+    }
+
+    /// Looks again at the wishes that had to wait for room.
+    pub fn retry_resizes(&self) {
+        // Never both locks at once: granting takes them the other way round.
+        let mut deferred = self.shared.allocations.deferred();
+        let mut deferred: Vec<(String, Arc<Pod>)> = {
+            let workers = self.workers.lock();
+            let source = |uid: String| workers.get(&uid).map(|w| (uid, w.source.clone()));
+            deferred.drain(..).filter_map(source).collect()
+        };
+        // The oldest first.
+        deferred.sort_by_key(|(_, p)| p.metadata.creation_timestamp.as_ref().map(|t| t.0));
+        if deferred.is_empty() {
+            return;
+        }
+        let _placing = self.placing.lock();
+        for (uid, source) in deferred {
+            let pod = self.allocate(&source);
+            if let Some(w) = self.workers.lock().get(&uid)
+                && Arc::ptr_eq(&w.source, &source)
+            {
+                w.desired.send_if_modified(|d| {
+                    let changed = *d.pod != *pod;
+                    d.pod = pod.clone();
+                    changed
+                });
+            }
+        }
     }
 
     /// No source has this pod any more.

@@ -6,6 +6,7 @@ pub mod manager;
 pub mod observed;
 pub mod plan;
 pub mod pleg;
+pub mod resize;
 pub mod source;
 pub mod sync;
 pub mod worker;

@@ -1,9 +1,12 @@
 //! What to do about a pod: a pure function of what is wanted, what the runtime has and what the probes say
 //! (upstream `kuberuntime.computePodActions`).
 
+use std::collections::HashMap;
+
 use k8s_openapi::api::core::v1::{Container, Pod};
 
 use super::observed::{Observed, RunState, Sandbox, Seen};
+use super::resize::Resize;
 use crate::podutil;
 use crate::probe::{Kind, Outcome};
 
@@ -40,6 +43,8 @@ pub struct Plan {
     pub kill_pod: bool,
     /// End these containers.
     pub kill: Vec<Kill>,
+    /// Bring what is in force in these running containers in line; by id.
+    pub resize: Vec<String>,
     /// Make a new sandbox...
     pub create_sandbox: bool,
     /// ...with this number...
@@ -60,11 +65,15 @@ impl Plan {
         !self.kill_pod
             && !self.create_sandbox
             && self.kill.is_empty()
+            && self.resize.is_empty()
             && self.ephemeral.is_empty()
             && self.init.is_empty()
             && self.start.is_empty()
     }
 }
+
+/// Running containers that are to be resized, by id.
+pub type Resizes = HashMap<String, Resize>;
 
 /// What a probe last said of a container, by its id.
 pub type Probed<'a> = &'a dyn Fn(&str, Kind) -> Option<Outcome>;
@@ -117,7 +126,7 @@ fn init_failed(s: &Seen) -> bool {
 }
 
 /// Computes what to do about `pod`.
-pub fn plan(pod: &Pod, observed: &Observed, probed: Probed<'_>) -> Plan {
+pub fn plan(pod: &Pod, observed: &Observed, probed: Probed<'_>, resizes: &Resizes) -> Plan {
     let (create, attempt, sandbox_id) = sandbox_changed(pod, observed);
     let mut plan = Plan {
         kill_pod: create,
@@ -141,6 +150,7 @@ pub fn plan(pod: &Pod, observed: &Observed, probed: Probed<'_>) -> Plan {
         return plan;
     }
     plan_regular(pod, observed, probed, &mut plan);
+    plan_resizes(pod, observed, resizes, &mut plan);
     plan
 }
 
@@ -379,6 +389,49 @@ fn plan_regular(pod: &Pod, observed: &Observed, probed: Probed<'_>, plan: &mut P
     }
 }
 
+/// Plans what is in force for the containers that stay as they are; those whose policy says so start anew instead.
+fn plan_resizes(pod: &Pod, observed: &Observed, resizes: &Resizes, plan: &mut Plan) {
+    if plan.kill_pod {
+        return;
+    }
+    let sidecars = podutil::init_containers(pod).iter().enumerate();
+    let sidecars = sidecars.filter(|(_, c)| podutil::is_sidecar(c));
+    let regular = podutil::containers(pod).iter().enumerate();
+    for (i, c, sidecar) in sidecars
+        .map(|(i, c)| (i, c, true))
+        .chain(regular.map(|(i, c)| (i, c, false)))
+    {
+        let Some(seen) = observed.latest(&c.name) else {
+            continue;
+        };
+        let Some(how) = resizes.get(&seen.id) else {
+            continue;
+        };
+        // One that ends anyway comes back with what is allocated.
+        if plan.kill.iter().any(|k| k.id == seen.id) {
+            continue;
+        }
+        match how {
+            Resize::InPlace => plan.resize.push(seen.id.clone()),
+            Resize::Restart => {
+                plan.kill.push(Kill {
+                    id: seen.id.clone(),
+                    name: c.name.clone(),
+                    message: format!("Container {} resize requires restart", c.name),
+                    reason: KillReason::Other,
+                });
+                let list = if sidecar {
+                    &mut plan.init
+                } else {
+                    &mut plan.start
+                };
+                list.push(i);
+                list.sort_unstable();
+            }
+        }
+    }
+}
+
 fn changed(c: &Container, seen: &Seen) -> bool {
     !seen.hash.is_empty() && seen.hash != podutil::container_hash(c)
 }
@@ -390,6 +443,17 @@ mod tests {
 
     /// `seen` is a list of `name:state[:exit]`, newest first, with state one of c r e u; `probes` of `name:kind:result`.
     fn check(spec: &str, sandbox: &str, seen: &str, probes: &str, want: &str) {
+        check_resizes(spec, sandbox, seen, probes, &Resizes::new(), want);
+    }
+
+    fn check_resizes(
+        spec: &str,
+        sandbox: &str,
+        seen: &str,
+        probes: &str,
+        resizes: &Resizes,
+        want: &str,
+    ) {
         let pod: Pod = serde_yaml_ng::from_str(&format!("spec: {spec}")).unwrap();
         let mut observed = Observed::default();
         for (n, s) in sandbox.split_whitespace().enumerate() {
@@ -440,13 +504,16 @@ mod tests {
                 Outcome::Failure
             })
         };
-        let p = plan(&pod, &observed, &probed);
+        let p = plan(&pod, &observed, &probed, resizes);
         let mut got = String::new();
         if p.kill_pod {
             got.push_str("killpod ");
         }
         for k in &p.kill {
             write!(got, "kill={} ", k.name).unwrap();
+        }
+        if !p.resize.is_empty() {
+            write!(got, "resize{:?} ", p.resize).unwrap();
         }
         if p.create_sandbox {
             write!(got, "sandbox{} ", p.attempt).unwrap();
@@ -554,5 +621,47 @@ mod tests {
         check(one, "ready", "a:r e:r", "a:Startup:bad", "kill=a start[0]");
         let never = "{restartPolicy: Never, containers: [{name: a}, {name: b}]}";
         check(never, "ready", "a:r b:r", "a:Liveness:bad", "kill=a");
+    }
+
+    #[test]
+    fn resizes() {
+        let two = "{initContainers: [{name: s, restartPolicy: Always}], containers: [{name: a}, {name: b}]}";
+        let check =
+            |sandbox: &str, seen: &str, probes: &str, how: &[(&str, Resize)], want: &str| {
+                let resizes = how.iter().map(|(id, how)| ((*id).to_owned(), *how));
+                check_resizes(two, sandbox, seen, probes, &resizes.collect(), want);
+            };
+        let all = "a:r b:r s:r";
+        let (place, restart) = (Resize::InPlace, Resize::Restart);
+        check(
+            "ready",
+            all,
+            "",
+            &[("id-a", place), ("id-s", place)],
+            r#"resize["id-s", "id-a"]"#,
+        );
+        check(
+            "ready",
+            all,
+            "",
+            &[("id-b", restart), ("id-a", place)],
+            r#"kill=b resize["id-a"] start[1]"#,
+        );
+        check("ready", all, "", &[("id-s", restart)], "kill=s init[0]");
+        // What is killed for another reason is not resized, nor is anything of a pod that ends.
+        check(
+            "ready",
+            all,
+            "a:Liveness:bad",
+            &[("id-a", restart)],
+            "kill=a start[0]",
+        );
+        check(
+            "dead",
+            all,
+            "",
+            &[("id-a", place)],
+            "killpod sandbox1 init[0]",
+        );
     }
 }

@@ -46,6 +46,7 @@ pub async fn run(
                 if round.is_multiple_of(CLEAN_EVERY) {
                     manager.end_unwanted(&now.keys().cloned().collect());
                 }
+                manager.retry_resizes();
                 last = now;
             }
             Err(error) => warn!(%error, "could not list the runtime's containers"),

@@ -1,17 +1,19 @@
 //! One look at a pod: observe, report, and carry out the plan (upstream `SyncPod` and `SyncTerminatingPod`).
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Pod, PodStatus, Secret};
+use k8s_openapi::api::core::v1::{Container, Pod, PodStatus, ResourceRequirements, Secret};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::observed::{self, Observed, RunState};
 use super::plan::{self, Plan};
+use super::resize;
 use crate::cgroup;
 use crate::config::format_go_duration;
-use crate::container::{config, kill, start};
+use crate::container::{self, config, kill, start};
 use crate::events::Severity;
 use crate::image::Failure;
 use crate::podutil;
@@ -51,6 +53,10 @@ pub struct Memory {
     pub mount_errors: Vec<String>,
     /// How often mounting has failed in a row.
     pub mount_tries: u32,
+    /// The resources in force by container id.
+    pub in_force: HashMap<String, ResourceRequirements>,
+    /// Why the last resize did not work.
+    pub resize_error: Option<String>,
 }
 
 /// Computes the status of a pod from what was observed.
@@ -61,11 +67,16 @@ pub fn pod_status(
     memory: &Memory,
     terminal: bool,
 ) -> PodStatus {
-    let old = shared
-        .status
-        .get(podutil::uid(pod))
-        .or_else(|| pod.status.clone())
-        .unwrap_or_default();
+    let old = last_status(shared, pod);
+    let resizing = !terminal && !resize::wanted(pod, observed, &memory.in_force).is_empty();
+    let view = resize::View {
+        pending: shared
+            .allocations
+            .pending(podutil::uid(pod))
+            .filter(|_| !terminal),
+        in_progress: resizing.then(|| memory.resize_error.clone()),
+        in_force: memory.in_force.clone(),
+    };
     let host_ips = shared.node.read().host_ips.clone();
     status::generate(&Inputs {
         pod,
@@ -76,7 +87,17 @@ pub fn pod_status(
         host_ips: &host_ips,
         terminal,
         probes: &*shared.probes,
+        resize: &view,
     })
+}
+
+/// The status that was reported last, or else the API's.
+fn last_status(shared: &Shared, pod: &Pod) -> PodStatus {
+    shared
+        .status
+        .get(podutil::uid(pod))
+        .or_else(|| pod.status.clone())
+        .unwrap_or_default()
 }
 
 /// Asks for a probe now where a container waits for its first verdict.
@@ -110,7 +131,19 @@ pub async fn sync(
         Ok(o) => o,
         Err(e) => return Outcome::Failed(format!("error determining status: {e}"), NETWORK_RETRY),
     };
+    let before = last_status(shared, pod);
+    resize::learn(&mut memory.in_force, pod, &observed, &before);
     let status = pod_status(shared, pod, &observed, memory, false);
+    let resizing = |status: &PodStatus| {
+        let conditions = status.conditions.as_deref().unwrap_or_default();
+        podutil::condition(conditions, "PodResizeInProgress").is_some()
+    };
+    if resizing(&before) && !resizing(&status) {
+        let text = resize::message(pod, "Pod resize completed", "");
+        shared
+            .recorder
+            .pod(pod, Severity::Normal, "ResizeCompleted", text);
+    }
     let terminal = podutil::is_terminal_phase(status.phase.as_deref());
     let running = status
         .container_statuses
@@ -180,7 +213,9 @@ pub async fn sync(
     }
     let volumes = memory.volumes.clone();
     shared.probes.add_pod(pod);
-    let plan = plan::plan(pod, &observed, &|id, kind| shared.probes.outcome(id, kind));
+    let resizes = resize::wanted(pod, &observed, &memory.in_force);
+    let probed = |id: &str, kind| shared.probes.outcome(id, kind);
+    let plan = plan::plan(pod, &observed, &probed, &resizes);
     let left = deadline(shared, pod, &status)
         .into_iter()
         .chain((!memory.mount_errors.is_empty()).then_some(MOUNT_RETRY))
@@ -328,6 +363,31 @@ async fn execute(
             changed = true;
         }
     }
+    let mut next: Option<Duration> = None;
+    // Also when a container ends because of its resize: the pod around the next one has other limits.
+    let resizing = !resize::wanted(pod, observed, &memory.in_force).is_empty();
+    if resizing && !plan.kill_pod {
+        match container::resize::apply(shared, pod, observed, &plan.resize, &mut memory.in_force)
+            .await
+        {
+            Ok(()) => {
+                memory.resize_error = None;
+                changed |= !plan.resize.is_empty();
+            }
+            Err(error) => {
+                if memory.resize_error.as_ref() != Some(&error) {
+                    let text = resize::message(pod, "Pod resize error", &error);
+                    shared
+                        .recorder
+                        .pod(pod, Severity::Warning, "ResizeError", text);
+                }
+                memory.resize_error = Some(error);
+                let status = pod_status(shared, pod, observed, memory, false);
+                shared.status.set(pod, status);
+                next = Some(RETRY);
+            }
+        }
+    }
     if plan.start.is_empty()
         && plan.init.is_empty()
         && plan.ephemeral.is_empty()
@@ -336,7 +396,7 @@ async fn execute(
         return if changed || plan.kill_pod && observed.running().next().is_some() {
             Outcome::Changed
         } else {
-            Outcome::Done(None)
+            Outcome::Done(next)
         };
     }
     remove_init_containers(shared, pod, observed, false).await;
@@ -394,27 +454,29 @@ async fn execute(
         secrets: &secrets,
         stop,
     };
-    let mut next: Option<Duration> = None;
-    let mut note = |memory: &mut Memory, name: &str, result: Result<(), Failure>| match result {
-        Ok(()) => {
-            memory.failures.remove(name);
-            changed = true;
-            true
-        }
-        Err(f) => {
-            let wait = f.retry.unwrap_or(RETRY);
-            next = Some(next.map_or(wait, |n| n.min(wait)));
-            memory
-                .failures
-                .insert(name.to_owned(), (f.reason.to_owned(), f.message));
-            false
-        }
-    };
+    let mut note =
+        |memory: &mut Memory, c: &Container, result: Result<String, Failure>| match result {
+            Ok(id) => {
+                memory.failures.remove(&c.name);
+                let made_with = c.resources.clone().unwrap_or_default();
+                memory.in_force.insert(id, made_with);
+                changed = true;
+                true
+            }
+            Err(f) => {
+                let wait = f.retry.unwrap_or(RETRY);
+                next = Some(next.map_or(wait, |n| n.min(wait)));
+                memory
+                    .failures
+                    .insert(c.name.clone(), (f.reason.to_owned(), f.message));
+                false
+            }
+        };
     for i in plan.ephemeral.iter().take_while(|_| !stop.is_cancelled()) {
         let e = &podutil::ephemeral_containers(pod)[*i];
         let c = podutil::ephemeral_as_container(e);
         let r = ctx.start(&c, e.target_container_name.as_deref()).await;
-        note(memory, &c.name, r);
+        note(memory, &c, r);
     }
     let mut go_on = true;
     for i in plan.init.iter().take_while(|_| !stop.is_cancelled()) {
@@ -423,7 +485,7 @@ async fn execute(
             Some(f) => Err(f),
             None => ctx.start(c, None).await,
         };
-        if !note(memory, &c.name, r) && !podutil::is_sidecar(c) {
+        if !note(memory, c, r) && !podutil::is_sidecar(c) {
             go_on = false;
             break;
         }
@@ -435,7 +497,7 @@ async fn execute(
                 Some(f) => Err(f),
                 None => ctx.start(c, None).await,
             };
-            note(memory, &c.name, r);
+            note(memory, c, r);
         }
     }
     // What was noted of failures is shown right away.
@@ -663,6 +725,7 @@ pub async fn remove(
         .map_err(|e| e.to_string())?;
     shared.crash_backoff.forget_prefix(&format!("{uid}/"));
     shared.images.forget(uid);
+    shared.allocations.forget(uid);
     shared.objects.forget(uid);
     shared.probes.remove_pod(uid);
     if let Some(dir) = logs

@@ -2,6 +2,7 @@
 
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodCondition, PodStatus};
 
+use crate::pod::resize::View;
 use crate::podutil;
 
 /// Whether the kubelet owns conditions of that type (upstream `types.PodConditionByKubelet`).
@@ -19,6 +20,9 @@ pub fn is_ours(kind: &str) -> bool {
     )
 }
 
+/// The conditions that come and go with resizes.
+pub const RESIZES: [&str; 2] = ["PodResizePending", "PodResizeInProgress"];
+
 /// A condition without times; those are set where it is compared with the last one.
 pub fn make(pod: &Pod, kind: &str, status: bool, reason: &str, message: String) -> PodCondition {
     PodCondition {
@@ -30,6 +34,17 @@ pub fn make(pod: &Pod, kind: &str, status: bool, reason: &str, message: String) 
         last_probe_time: None,
         last_transition_time: None,
     }
+}
+
+/// `PodResizePending` and `PodResizeInProgress`, where they hold.
+pub fn resizes(pod: &Pod, view: &View) -> Vec<PodCondition> {
+    let pending = view.pending.as_ref();
+    let pending = pending.map(|p| make(pod, RESIZES[0], true, p.reason, p.message.clone()));
+    let progress = view.in_progress.as_ref().map(|error| match error {
+        Some(error) => make(pod, RESIZES[1], true, "Error", error.clone()),
+        None => make(pod, RESIZES[1], true, "", String::new()),
+    });
+    pending.into_iter().chain(progress).collect()
 }
 
 fn list(names: &[&str]) -> String {

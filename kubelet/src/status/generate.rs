@@ -12,6 +12,7 @@ use k8s_openapi::api::core::v1::{
 use super::conditions;
 use crate::pod::observed::{Observed, RunState, Seen};
 use crate::pod::plan;
+use crate::pod::resize::View;
 use crate::podutil;
 use crate::probe::{Kind, Outcome};
 use crate::resources;
@@ -47,6 +48,8 @@ pub struct Inputs<'a> {
     pub terminal: bool,
     /// The probes' verdicts.
     pub probes: &'a dyn ProbeView,
+    /// Resizes under way, and what is in force.
+    pub resize: &'a View,
 }
 
 /// The status of a pod.
@@ -170,6 +173,7 @@ pub fn generate(i: &Inputs<'_>) -> PodStatus {
         "",
         String::new(),
     ));
+    list.extend(conditions::resizes(pod, i.resize));
     s.conditions = Some(list);
 
     if let Some(first) = i.host_ips.first() {
@@ -239,7 +243,12 @@ fn convert(
         image_id: seen.image_ref.clone(),
         container_id: Some(id.clone()),
         volume_mounts: volume_mounts(c),
-        resources: c.resources.clone(),
+        resources: i
+            .resize
+            .in_force
+            .get(&seen.id)
+            .cloned()
+            .or_else(|| c.resources.clone()),
         allocated_resources: c.resources.as_ref().and_then(|r| r.requests.clone()),
         user: seen.user.as_ref().map(|u| ContainerUser {
             linux: Some(LinuxContainerUser {

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use crate::podutil;
+use crate::status::conditions;
 
 /// How many pods are written at once.
 const PARALLEL: usize = 8;
@@ -35,6 +36,8 @@ struct Entry {
     deleting: bool,
     /// Nothing of the pod is left on the node.
     finished: bool,
+    /// The API may have conditions about a resize, which must be deleted by name when they hold no more.
+    resized: bool,
     in_flight: bool,
     retry_at: Option<tokio::time::Instant>,
 }
@@ -100,9 +103,11 @@ impl StatusManager {
             sent: 0,
             deleting,
             finished: false,
+            resized: about_resizes(pod.status.as_ref()),
             in_flight: false,
             retry_at: None,
         });
+        e.resized |= about_resizes(Some(&status));
         e.status = status;
         e.deleting |= deleting;
         if !unchanged {
@@ -197,6 +202,7 @@ impl StatusManager {
                 namespace: e.namespace.clone(),
                 name: e.name.clone(),
                 patch: (e.version > e.sent).then(|| e.status.clone()),
+                resized: e.resized,
                 version: e.version,
                 delete: e.finished && e.deleting,
             };
@@ -237,6 +243,7 @@ struct Job {
     namespace: String,
     name: String,
     patch: Option<PodStatus>,
+    resized: bool,
     version: u64,
     delete: bool,
 }
@@ -244,6 +251,16 @@ struct Job {
 enum Done {
     Written,
     Gone,
+}
+
+/// Whether a status tells of a resize.
+fn about_resizes(status: Option<&PodStatus>) -> bool {
+    status
+        .and_then(|s| s.conditions.as_ref())
+        .is_some_and(|list| {
+            list.iter()
+                .any(|c| conditions::RESIZES.contains(&c.type_.as_str()))
+        })
 }
 
 /// Whether the answer says that the object is gone, or is another one by now.
@@ -261,7 +278,7 @@ impl Job {
     async fn run(&self, client: &kube::Client) -> Result<Done, kube::Error> {
         let api: Api<Pod> = Api::namespaced(client.clone(), &self.namespace);
         if let Some(status) = &self.patch {
-            let patch = status_patch(&self.target, status)?;
+            let patch = status_patch(&self.target, status, self.resized)?;
             match api
                 .patch_status(
                     &self.name,
@@ -295,8 +312,9 @@ impl Job {
 }
 
 /// The strategic merge patch that makes the API object's status this one. Conditions are merged by type, so that
-/// those of others stay; addresses are replaced; what the kubelet has no value for is cleared.
-fn status_patch(uid: &str, status: &PodStatus) -> Result<Value, kube::Error> {
+/// those of others stay; addresses are replaced; what the kubelet has no value for is cleared. `resized` pods lose the
+/// conditions about resizes that do not hold.
+fn status_patch(uid: &str, status: &PodStatus, resized: bool) -> Result<Value, kube::Error> {
     const OURS: [&str; 16] = [
         "containerStatuses",
         "ephemeralContainerStatuses",
@@ -334,6 +352,13 @@ fn status_patch(uid: &str, status: &PodStatus) -> Result<Value, kube::Error> {
         if let Some(c) = c.as_object_mut() {
             c.entry("reason").or_insert(Value::Null);
             c.entry("message").or_insert(Value::Null);
+        }
+    }
+    for kind in conditions::RESIZES.iter().filter(|_| resized) {
+        if let Some(Value::Array(list)) = fields.get_mut("conditions")
+            && !list.iter().any(|c| c["type"] == **kind)
+        {
+            list.push(json!({"type": kind, "$patch": "delete"}));
         }
     }
     for key in ["podIPs", "hostIPs"] {
@@ -388,12 +413,28 @@ mod tests {
         second.pod_ips = Some(vec![k8s_openapi::api::core::v1::PodIP {
             ip: "10.0.0.2".into(),
         }]);
-        let patch = status_patch("u", &second).unwrap();
+        let patch = status_patch("u", &second, false).unwrap();
         assert_eq!(patch["metadata"]["uid"], "u");
         assert_eq!(patch["status"]["reason"], Value::Null);
         assert_eq!(
             patch["status"]["podIPs"],
             json!([{"$patch": "replace"}, {"ip": "10.0.0.2"}])
         );
+        let kinds = |patch: &Value| -> Vec<(String, bool)> {
+            let list = patch["status"]["conditions"].as_array().unwrap().iter();
+            list.map(|c| {
+                (
+                    c["type"].as_str().unwrap().to_owned(),
+                    c["$patch"] == "delete",
+                )
+            })
+            .collect()
+        };
+        let plain = [("Ready".to_owned(), false), ("X".to_owned(), false)];
+        assert_eq!(kinds(&patch), plain);
+        // A resize that is over takes its conditions with it.
+        let over = kinds(&status_patch("u", &second, true).unwrap());
+        let gone = conditions::RESIZES.map(|kind| (kind.to_owned(), true));
+        assert_eq!(over, [plain.as_slice(), &gone].concat());
     }
 }

@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodStatus};
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodStatus, ResourceRequirements};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use super::generate::{Inputs, ProbeView, StartFailures, generate};
 use crate::pod::observed::{Observed, RunState, Sandbox, Seen};
+use crate::pod::resize::{Pending, View};
 use crate::probe::{Kind, Outcome};
 
 /// Probes that say what `said` says (`container:kind`, all of them successes) and run for what `run` names.
@@ -142,6 +144,7 @@ struct Case {
     said: &'static str,
     run: &'static str,
     terminal: bool,
+    resize: View,
 }
 
 fn check(c: Case, want: &str) {
@@ -167,6 +170,7 @@ fn check(c: Case, want: &str) {
             said: c.said,
             run: c.run,
         },
+        resize: &c.resize,
     });
     assert_eq!(
         show(&status).trim(),
@@ -338,4 +342,68 @@ fn init_containers_and_probes() {
         },
         "Running a+running SIC",
     );
+}
+
+#[test]
+fn resizes_are_told_until_they_are_in_force() {
+    let pod: Pod = serde_yaml_ng::from_str(
+        "{metadata: {uid: u, generation: 3}, spec: {containers: [{name: a, resources: {requests: {cpu: 200m}}}]}}",
+    )
+    .unwrap();
+    let in_force: ResourceRequirements =
+        serde_yaml_ng::from_str("{requests: {cpu: 100m}}").unwrap();
+    let seen = observed("a:r");
+    let check = |resize: View, conditions: &[(&str, &str)], cpu: &str| {
+        let status = generate(&Inputs {
+            pod: &pod,
+            observed: &seen,
+            old: &PodStatus::default(),
+            failures: &StartFailures::default(),
+            runtime: "containerd",
+            host_ips: &[],
+            terminal: false,
+            probes: &Probes { said: "", run: "" },
+            resize: &resize,
+        });
+        let told: Vec<_> = status
+            .conditions
+            .iter()
+            .flatten()
+            .filter(|c| c.type_.starts_with("PodResize"))
+            .map(|c| (c.type_.as_str(), c.reason.as_deref().unwrap_or_default()))
+            .collect();
+        assert_eq!(told, conditions);
+        let c = &status.container_statuses.as_ref().unwrap()[0];
+        let request = |list: Option<&std::collections::BTreeMap<String, Quantity>>| {
+            list.and_then(|l| l.get("cpu")).map(|q| q.0.clone())
+        };
+        // What is allocated is told apart from what is in force.
+        assert_eq!(
+            request(c.allocated_resources.as_ref()).as_deref(),
+            Some("200m")
+        );
+        let now = c.resources.as_ref().and_then(|r| r.requests.as_ref());
+        assert_eq!(request(now).as_deref(), Some(cpu));
+    };
+    let id = seen.containers[0].id.clone();
+    let under_way = View {
+        in_progress: Some(None),
+        in_force: [(id, in_force)].into(),
+        ..View::default()
+    };
+    check(under_way.clone(), &[("PodResizeInProgress", "")], "100m");
+    let failed = View {
+        in_progress: Some(Some("no".into())),
+        pending: Some(Pending {
+            reason: "Deferred",
+            message: "full".into(),
+        }),
+        ..under_way
+    };
+    let both = [
+        ("PodResizePending", "Deferred"),
+        ("PodResizeInProgress", "Error"),
+    ];
+    check(failed, &both, "100m");
+    check(View::default(), &[], "200m");
 }

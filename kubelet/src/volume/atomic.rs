@@ -71,6 +71,10 @@ pub fn write(dir: &Path, payload: &Payload, stamp: &str, group: Option<u32>) -> 
     if let Some(old) = &old
         && same(old, payload, group)?
     {
+        // A kubelet that was killed after the swap may not have come to the names.
+        if let Some(generation) = old.file_name().and_then(|n| n.to_str()) {
+            show(dir, payload, generation)?;
+        }
         return Ok(false);
     }
     let generation = format!("..{stamp}");
@@ -100,6 +104,12 @@ pub fn write(dir: &Path, payload: &Payload, stamp: &str, group: Option<u32>) -> 
     symlink(&generation, &swap)?;
     fs::rename(&swap, &data)?;
 
+    show(dir, payload, &generation)?;
+    Ok(true)
+}
+
+/// Makes the visible names those of `payload`, and deletes what is left of older generations.
+fn show(dir: &Path, payload: &Payload, generation: &str) -> io::Result<()> {
     let wanted: BTreeSet<&str> = payload
         .keys()
         .filter_map(|p| p.split('/').find(|c| !c.is_empty() && *c != "."))
@@ -124,7 +134,7 @@ pub fn write(dir: &Path, payload: &Payload, stamp: &str, group: Option<u32>) -> 
             fs::remove_file(entry.path())?;
         }
     }
-    Ok(true)
+    Ok(())
 }
 
 /// Whether the generation in `dir` holds exactly `payload`.
@@ -210,6 +220,10 @@ mod tests {
         };
         check("1", &[("a", "1"), ("d/b", "2")], true, &[]);
         check("2", &[("a", "1"), ("d/b", "2")], false, &["..2"]);
+        // Killed between the swap and the names.
+        fs::remove_file(dir.path().join("a")).unwrap();
+        fs::create_dir(dir.path().join("..0")).unwrap();
+        check("2", &[("a", "1"), ("d/b", "2")], false, &["..2", "..0"]);
         check("3", &[("a", "9"), ("d/c", "2")], true, &["..1", "d/b"]);
         check("4", &[], true, &["a", "d", "..3"]);
         for bad in ["", "/a", "../a", "a/../../b", "..a"] {

@@ -204,11 +204,9 @@ impl Volumes {
         self.tokens.forget(uid);
         let pod_dir = self.pods_dir.join(uid);
         blocking(move || {
+            let dirs = ["volumes", "volume-subpaths"].map(|below| pod_dir.join(below));
             mounts::unmount_all(&pod_dir)?;
-            for below in ["volumes", "volume-subpaths"] {
-                remove_dir(&pod_dir.join(below))?;
-            }
-            Ok(())
+            remove_unmounted(&pod_dir, &dirs)
         })
         .await
     }
@@ -222,12 +220,7 @@ impl Volumes {
         let pod_dir = self.pods_dir.join(uid);
         blocking(move || {
             mounts::unmount_all(&pod_dir)?;
-            if !mounts::below(&pod_dir)?.is_empty() {
-                return Err(io::Error::other(
-                    "something is still mounted below the pod's directory",
-                ));
-            }
-            remove_dir(&pod_dir)
+            remove_unmounted(&pod_dir, std::slice::from_ref(&pod_dir))
         })
         .await
     }
@@ -258,11 +251,22 @@ async fn blocking<T: Send + 'static>(
     }
 }
 
-fn remove_dir(path: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        r => r,
+/// Deletes `dirs`, which are parts of `pod_dir`; nothing at all while anything is mounted there: behind a mount is what belongs to
+/// somebody else, such as the node's directory that a sub-path binds.
+fn remove_unmounted(pod_dir: &Path, dirs: &[PathBuf]) -> io::Result<()> {
+    if let Some(mounted) = mounts::below(pod_dir)?.first() {
+        return Err(io::Error::other(format!(
+            "something is still mounted below the pod's directory: {}",
+            mounted.display()
+        )));
     }
+    for dir in dirs {
+        match fs::remove_dir_all(dir) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            r => r?,
+        }
+    }
+    Ok(())
 }
 
 fn fs_group(pod: &Pod) -> Option<u32> {
@@ -334,4 +338,30 @@ fn volume_type(v: &Volume) -> String {
         .find(|k| *k != "name")
         .cloned()
         .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_mounted_is_never_deleted() {
+        let dir = tempfile::tempdir().unwrap();
+        let pod_dir = dir.path().join("uid");
+        let bound = pod_dir.join("volume-subpaths/v/c/0");
+        fs::create_dir_all(&bound).unwrap();
+        let whole = std::slice::from_ref(&pod_dir);
+        if mounts::tmpfs(&bound, None).is_err() {
+            println!("skipped: mounting needs root");
+            return;
+        }
+        fs::write(bound.join("precious"), "x").unwrap();
+        let refused = remove_unmounted(&pod_dir, whole).unwrap_err().to_string();
+        let kept = fs::read_to_string(bound.join("precious"));
+        mounts::unmount_all(&pod_dir).unwrap();
+        assert!(refused.contains("volume-subpaths/v/c/0"), "{refused}");
+        assert_eq!(kept.unwrap(), "x");
+        remove_unmounted(&pod_dir, whole).unwrap();
+        assert!(!pod_dir.exists());
+    }
 }

@@ -29,14 +29,35 @@ fn unescape(s: &str) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
-/// All mount points at or below `root`, the deepest and latest first: the order in which they can be unmounted.
+/// `path` without links and relative parts, as the kernel lists mounts; what of its end does not exist stays as it is.
+pub fn real_path(path: &Path) -> io::Result<PathBuf> {
+    let absolute = std::path::absolute(path)?;
+    let mut rest = Vec::new();
+    let mut at = absolute.as_path();
+    loop {
+        match at.canonicalize() {
+            Ok(real) => return Ok(rest.into_iter().rev().fold(real, |p, part| p.join(part))),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(e),
+        }
+        let (Some(parent), Some(name)) = (at.parent(), at.file_name()) else {
+            return Ok(absolute);
+        };
+        rest.push(name);
+        at = parent;
+    }
+}
+
+/// All mount points at or below `root`, the deepest and latest first: the order in which they can be unmounted. `root` may lead
+/// through links; the mount points never do.
 pub fn below(root: &Path) -> io::Result<Vec<PathBuf>> {
+    let root = real_path(root)?;
     let table = fs::read_to_string("/proc/self/mountinfo")?;
     let mut found: Vec<PathBuf> = table
         .lines()
         .filter_map(|l| l.split(' ').nth(4))
         .map(|p| PathBuf::from(unescape(p)))
-        .filter(|p| p.starts_with(root))
+        .filter(|p| p.starts_with(&root))
         .collect();
     found.reverse();
     found.sort_by_key(|p| std::cmp::Reverse(p.components().count()));
@@ -45,7 +66,8 @@ pub fn below(root: &Path) -> io::Result<Vec<PathBuf>> {
 
 /// Whether something is mounted exactly at `path`.
 pub fn is_mounted(path: &Path) -> io::Result<bool> {
-    Ok(below(path)?.iter().any(|p| p == path))
+    let path = real_path(path)?;
+    Ok(below(&path)?.contains(&path))
 }
 
 /// Mounts a memory file system at `path`, of at most `size` bytes if given.
@@ -171,4 +193,52 @@ pub fn make_shared(path: &Path) -> io::Result<()> {
         MountPropagationFlags::SHARED | MountPropagationFlags::REC,
     )?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mount_points_are_unescaped() {
+        for (escaped, plain) in [
+            ("/a", "/a"),
+            (r"/a\040b", "/a b"),
+            (r"/a\134b", r"/a\b"),
+            (r"/a\0", r"/a\0"),
+            (r"\040", " "),
+        ] {
+            assert_eq!(unescape(escaped), plain);
+        }
+    }
+
+    #[test]
+    fn mounts_are_found_through_links() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().canonicalize().unwrap();
+        fs::create_dir_all(dir.join("real/pods/p")).unwrap();
+        std::os::unix::fs::symlink(dir.join("real"), dir.join("link")).unwrap();
+        let cases = [
+            ("link/pods/p", "real/pods/p"),
+            ("link/pods/new/deeper", "real/pods/new/deeper"),
+            ("real/../link/x", "real/x"),
+        ];
+        for (path, want) in cases {
+            assert_eq!(
+                real_path(&dir.join(path)).unwrap(),
+                dir.join(want),
+                "{path}"
+            );
+        }
+        let volume = dir.join("link/pods/p");
+        if tmpfs(&volume, None).is_err() {
+            println!("skipped: mounting needs root");
+            return;
+        }
+        let found = (is_mounted(&volume), below(&dir.join("link")));
+        unmount_all(&dir.join("link")).unwrap();
+        assert!(found.0.unwrap());
+        assert_eq!(found.1.unwrap(), [dir.join("real/pods/p")]);
+        assert!(!is_mounted(&volume).unwrap());
+    }
 }

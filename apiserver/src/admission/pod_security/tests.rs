@@ -212,6 +212,10 @@ fn request(operation: Operation, group: &str, resource: &str, object: Value) -> 
         options: Value::Null,
         dry_run: false,
         warnings: Vec::new(),
+        kind_group: String::new(),
+        kind_version: String::new(),
+        annotations: Default::default(),
+        reinvocation: Default::default(),
     }
 }
 

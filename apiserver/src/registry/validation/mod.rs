@@ -2,6 +2,7 @@
 //! a member must be, by type, wherever the type stands; functions in the other files check what takes more than one
 //! member; [`update`] says what may not change.
 
+mod admission;
 mod config;
 mod network;
 mod pod;

@@ -2,7 +2,7 @@
 
 use keelson_machinery::meta::names;
 
-use super::{Check, Rule, config, network, pod, resources, storage, workloads};
+use super::{Check, Rule, admission, config, network, pod, resources, storage, workloads};
 
 use Rule::{
     AddressIfSet, Labels, Name, NameAlways, NameIfSet, NotNegative, OneOf, OneOfIfSet, Port,
@@ -548,11 +548,6 @@ pub const ROWS: &[(&str, &str, Rule)] = &[
     ),
     (
         "admissionregistration.v1.ValidatingWebhook",
-        "sideEffects",
-        OneOf(&["None", "NoneOnDryRun"]),
-    ),
-    (
-        "admissionregistration.v1.ValidatingWebhook",
         "failurePolicy",
         OneOfIfSet(&["Fail", "Ignore"]),
     ),
@@ -565,11 +560,6 @@ pub const ROWS: &[(&str, &str, Rule)] = &[
         "admissionregistration.v1.ValidatingWebhook",
         "timeoutSeconds",
         RangeFor(1, 30, "the timeout value must be between 1 and 30 seconds"),
-    ),
-    (
-        "admissionregistration.v1.MutatingWebhook",
-        "sideEffects",
-        OneOf(&["None", "NoneOnDryRun"]),
     ),
     (
         "admissionregistration.v1.MutatingWebhook",
@@ -590,16 +580,6 @@ pub const ROWS: &[(&str, &str, Rule)] = &[
         "admissionregistration.v1.MutatingWebhook",
         "timeoutSeconds",
         RangeFor(1, 30, "the timeout value must be between 1 and 30 seconds"),
-    ),
-    (
-        "admissionregistration.v1.ServiceReference",
-        "name",
-        Required,
-    ),
-    (
-        "admissionregistration.v1.ServiceReference",
-        "namespace",
-        Required,
     ),
 ];
 
@@ -676,10 +656,10 @@ pub const CHECKS: &[(&str, Check)] = &[
     ("scheduling.v1.PriorityClass", config::priority_class),
     (
         "admissionregistration.v1.ValidatingWebhookConfiguration",
-        config::webhooks,
+        admission::webhooks,
     ),
     (
         "admissionregistration.v1.MutatingWebhookConfiguration",
-        config::webhooks,
+        admission::webhooks,
     ),
 ];

@@ -154,6 +154,52 @@ fn failures_back_off_then_end_the_job() {
 }
 
 #[test]
+fn a_pod_that_its_node_refused_is_replaced() {
+    let mut world = World::new(json!({"completions": 1, "parallelism": 1, "backoffLimit": 3}));
+    world.settle();
+    let own = name(&world.pods[0].metadata).to_owned();
+    let made = world.now;
+    world.change(&own, |p| {
+        p.metadata.creation_timestamp = Some(Time(made));
+        p.status =
+            serde_json::from_value(json!({"phase": "Failed", "reason": "OutOfcpu"})).unwrap();
+    });
+    world.settle();
+    assert_eq!(world.active(), 0);
+    world.now += Duration::from_secs(10);
+    world.settle();
+    assert_eq!(world.active(), 1, "its end is not put off for ever");
+}
+
+#[test]
+fn an_index_that_fails_makes_no_other_wait() {
+    let mut world = World::new(
+        json!({"completions": 3, "parallelism": 2, "completionMode": "Indexed",
+        "backoffLimitPerIndex": 5}),
+    );
+    world.settle();
+    world.end(Some(0), 1);
+    world.end(Some(1), 0);
+    world.settle();
+    let indexes = |w: &World| -> Vec<_> {
+        let active = w.pods.iter().filter(|p| is_active(p));
+        active.filter_map(|p| indexes::of(p)).collect()
+    };
+    assert_eq!(indexes(&world), [2]);
+    world.now += Duration::from_secs(10);
+    world.settle();
+    assert_eq!(indexes(&world), [2, 0]);
+    // The second failure of an index costs twice as much.
+    world.end(Some(0), 1);
+    world.now += Duration::from_secs(10);
+    world.settle();
+    assert_eq!(indexes(&world), [2]);
+    world.now += Duration::from_secs(10);
+    world.settle();
+    assert_eq!(indexes(&world), [2, 0]);
+}
+
+#[test]
 fn deadline_suspension_and_resumption() {
     let mut world = World::new(
         json!({"completions": 2, "parallelism": 2, "activeDeadlineSeconds": 60, "suspend": true}),
