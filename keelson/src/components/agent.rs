@@ -24,6 +24,9 @@ use crate::node::join::{self, Identity};
 use crate::node::token::{CaHash, JoinToken};
 use crate::node::{agent, network, runtime};
 
+/// How long a node runs before it tries again to renew its certificates.
+const RENEWAL_RETRY: Duration = Duration::from_secs(3600);
+
 /// The command line of `agent`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Flags {
@@ -236,17 +239,18 @@ async fn serve(
     let proxy = client::from_kubeconfig(&identity.kubeconfig, "kube-proxy").await?;
     let stop = shutdown.child_token();
     let left = identity.renew_at.duration_since(clock.now());
-    // At least a minute: a clock that jumps must not make the node start again and again.
+    // At least a while: where the last renewal failed, the next try must not come at once.
     let left = Duration::try_from(left)
         .unwrap_or_default()
-        .max(Duration::from_secs(60));
-    let running = agent::run(layout, &node, kubelet, proxy, clock, stop.clone());
-    let keeping = async {
-        let runtime = runtime::start(layout).await?;
+        .max(RENEWAL_RETRY);
+    // The system image first: a node that is ready gets pods, and they need it.
+    let runtime = runtime::start(layout).await?;
+    let keep = async {
         runtime.keep(&stop).await;
         anyhow::Ok(())
     };
-    let work = async { tokio::try_join!(running, keeping) };
+    let running = agent::run(layout, &node, kubelet, proxy, clock, stop.clone());
+    let work = async { tokio::try_join!(running, keep) };
     tokio::pin!(work);
     let renew = tokio::select! {
         ended = &mut work => {

@@ -89,12 +89,15 @@ pub async fn join(layout: &Layout, options: &Options, clock: &Clock) -> anyhow::
     }
     let client_life = match kept {
         Some(life) if now < life.renew_at() => life,
-        Some(_) => {
+        Some(life) => {
             tracing::info!("renewing the node's certificate");
             let ca_pem = std::fs::read_to_string(&ca)
                 .with_context(|| format!("reading {}", ca.display()))?;
             let client = client::from_kubeconfig(&kubeconfig, USER_AGENT).await?;
-            ask_for_client(&client, options, &ca_pem, &kubeconfig, &user).await?
+            or_kept(
+                ask_for_client(&client, options, &ca_pem, &kubeconfig, &user).await,
+                Some(life),
+            )?
         }
         None => {
             let Some(token) = &options.token else {
@@ -109,11 +112,15 @@ pub async fn join(layout: &Layout, options: &Options, clock: &Clock) -> anyhow::
             ask_for_client(&client, options, &ca_pem, &kubeconfig, &user).await?
         }
     };
-    let serving_life = match kept_serving(&serving, options, &user)? {
-        Some(life) if life.lasts(now) && now < life.renew_at() => life,
-        _ => {
+    let serving_life = match kept_serving(&serving, options, &user)?.filter(|life| life.lasts(now))
+    {
+        Some(life) if now < life.renew_at() => life,
+        kept => {
             let client = client::from_kubeconfig(&kubeconfig, USER_AGENT).await?;
-            ask_for_serving(&client, options, &serving, &user).await?
+            or_kept(
+                ask_for_serving(&client, options, &serving, &user).await,
+                kept,
+            )?
         }
     };
     Ok(Identity {
@@ -125,6 +132,20 @@ pub async fn join(layout: &Layout, options: &Options, clock: &Clock) -> anyhow::
 }
 
 const USER_AGENT: &str = "keelson-agent";
+
+/// A renewal that fails is no reason not to start while the old certificate lasts.
+fn or_kept(renewed: anyhow::Result<Life>, kept: Option<Life>) -> anyhow::Result<Life> {
+    match (renewed, kept) {
+        (Err(error), Some(life)) => {
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "the certificate was not renewed; trying again later"
+            );
+            Ok(life)
+        }
+        (renewed, _) => renewed,
+    }
+}
 
 /// From when to when a certificate counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
