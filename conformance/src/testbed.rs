@@ -269,23 +269,146 @@ impl Cluster {
         &self,
         what: &str,
         seconds: u64,
-        mut condition: impl FnMut() -> anyhow::Result<Option<T>>,
+        condition: impl FnMut() -> anyhow::Result<Option<T>>,
     ) -> anyhow::Result<T> {
-        let deadline = now() + Duration::from_secs(seconds);
-        loop {
-            let last = match condition() {
-                Ok(Some(value)) => return Ok(value),
-                Ok(None) => None,
-                Err(error) => Some(error),
-            };
-            if now() > deadline {
-                let why = last.map(|e| format!(": {e:#}")).unwrap_or_default();
-                let state = self
-                    .kubectl("get all,events --all-namespaces")
-                    .unwrap_or_else(|e| e.to_string());
-                bail!("waited {seconds} s for {what}{why}\n{state}");
+        wait(what, seconds, condition).with_context(|| {
+            self.kubectl("get all,events --all-namespaces")
+                .unwrap_or_else(|e| e.to_string())
+        })
+    }
+}
+
+/// Waits until `condition` returns something.
+///
+/// # Errors
+/// After `seconds`, with what was waited for and the last error.
+pub fn wait<T>(
+    what: &str,
+    seconds: u64,
+    mut condition: impl FnMut() -> anyhow::Result<Option<T>>,
+) -> anyhow::Result<T> {
+    let deadline = now() + Duration::from_secs(seconds);
+    loop {
+        let last = match condition() {
+            Ok(Some(value)) => return Ok(value),
+            Ok(None) => None,
+            Err(error) => Some(error),
+        };
+        if now() > deadline {
+            let why = last.map(|e| format!(": {e:#}")).unwrap_or_default();
+            bail!("waited {seconds} s for {what}{why}");
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// Clusters of several nodes (`keelson cluster`), inside a network namespace of the test's own.
+pub struct Clusters {
+    programs: Programs,
+    namespace: String,
+    dir: PathBuf,
+}
+
+impl Clusters {
+    /// A place for clusters; there is none in it yet.
+    ///
+    /// # Errors
+    /// What `ip` said.
+    pub fn new(programs: &Programs, name: &str) -> anyhow::Result<Self> {
+        let namespace = format!("kt-{name}-{}", std::process::id());
+        let clusters = Clusters {
+            programs: programs.clone(),
+            dir: PathBuf::from(format!("/tmp/{namespace}")),
+            namespace,
+        };
+        fs::create_dir_all(&clusters.dir)?;
+        run(Command::new("ip").args(["netns", "add", &clusters.namespace]))?;
+        run(Command::new("ip").args(["-n", &clusters.namespace, "link", "set", "lo", "up"]))?;
+        Ok(clusters)
+    }
+
+    /// The folder of all clusters.
+    pub fn data_dir(&self) -> PathBuf {
+        self.dir.join("d")
+    }
+
+    /// A command in the namespace that the nodes' bridges are in.
+    pub fn inside(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new("nsenter");
+        command
+            .arg(format!("--net=/run/netns/{}", self.namespace))
+            .arg(program);
+        command
+    }
+
+    /// `keelson cluster` with these words.
+    ///
+    /// # Errors
+    /// With what it said.
+    pub fn cluster(&self, line: &str) -> anyhow::Result<String> {
+        run(self
+            .inside(&self.programs.keelson)
+            .arg("cluster")
+            .args(line.split_whitespace())
+            .arg("--data-dir")
+            .arg(self.data_dir()))
+    }
+
+    /// kubectl for one of the clusters.
+    pub fn kubectl_command(&self, cluster: &str, args: &[&str]) -> Command {
+        let mut command = self.inside(&self.programs.kubectl);
+        let kubeconfig = self.data_dir().join(cluster).join("admin.kubeconfig");
+        command.env("KUBECONFIG", kubeconfig).args(args);
+        command
+    }
+
+    /// Runs kubectl for one of the clusters.
+    ///
+    /// # Errors
+    /// With what it said.
+    pub fn kubectl(&self, cluster: &str, line: &str) -> anyhow::Result<String> {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        run(&mut self.kubectl_command(cluster, &words))
+    }
+
+    /// Imports an image made of busybox-static and the given files on all nodes of a cluster.
+    ///
+    /// # Errors
+    /// As [`Cluster::import_busybox`].
+    pub fn import_busybox(
+        &self,
+        cluster: &str,
+        image: &str,
+        files: &[(&str, &str)],
+    ) -> anyhow::Result<()> {
+        let archive = self.dir.join("busybox.tar");
+        write_busybox_archive(&archive, image, files)?;
+        self.cluster(&format!("import {cluster} {}", archive.display()))?;
+        Ok(())
+    }
+}
+
+impl Drop for Clusters {
+    fn drop(&mut self) {
+        if std::thread::panicking() && std::env::var_os("KEELSON_KEEP").is_some() {
+            eprintln!("kept: {}, {}", self.namespace, self.dir.display());
+            return;
+        }
+        for entry in fs::read_dir(self.data_dir())
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if let Err(error) = self.cluster(&format!("delete {name}")) {
+                eprintln!("keelson cluster delete: {error:#}");
             }
-            std::thread::sleep(Duration::from_millis(100));
+        }
+        if let Err(error) = run(Command::new("ip").args(["netns", "del", &self.namespace])) {
+            eprintln!("{error:#}");
+        }
+        if let Err(error) = fs::remove_dir_all(&self.dir) {
+            eprintln!("{}: {error}", self.dir.display());
         }
     }
 }

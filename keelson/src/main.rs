@@ -2,6 +2,7 @@
 
 mod cluster;
 mod components;
+mod machines;
 mod node;
 mod pause;
 
@@ -44,6 +45,14 @@ enum Command {
     /// Control plane and node in one process; started by `up`
     #[command(hide = true)]
     RunCluster(cluster::run::Options),
+    /// Clusters of several nodes on this machine
+    Cluster(machines::commands::Flags),
+    /// Makes the namespaces of one node; started by `cluster`
+    #[command(hide = true)]
+    Machine(machines::machine::Flags),
+    /// PID 1 of one node
+    #[command(hide = true)]
+    MachineInit(machines::machine::Flags),
     /// Show what runs, since when, with what memory
     Status(cluster::status::Options),
     /// The process that holds a pod's namespaces (PID 1 of sandboxes)
@@ -60,6 +69,14 @@ fn main() {
         std::process::exit(pause::run());
     }
     let cli = Cli::parse();
+    if let Command::Machine(flags) = &cli.command {
+        // Before there is a second thread.
+        if let Err(error) = machines::machine::enter(flags) {
+            eprintln!("keelson: {error:#}");
+            std::process::exit(1);
+        }
+        return;
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -92,6 +109,9 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::Agent(flags) => components::agent::run(flags).await,
         Command::KubeApiserver(flags) => components::apiserver::run(flags).await,
         Command::Status(options) => cluster::status::run(options).await,
+        Command::Cluster(flags) => machines::commands::run(flags).await,
+        Command::Machine(flags) => machines::machine::enter(&flags),
+        Command::MachineInit(flags) => machines::machine::init(flags).await,
         Command::Pause => std::process::exit(pause::run()),
     }
 }

@@ -146,7 +146,7 @@ async fn stop_pods(layout: &Layout) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// When something is still mounted there afterwards: then nothing may be deleted, since behind a mount may be the machine's own files.
-fn unmount_below(root: &Path) -> anyhow::Result<()> {
+pub fn unmount_below(root: &Path) -> anyhow::Result<()> {
     let below = || -> anyhow::Result<Vec<PathBuf>> {
         let mut all = mounts::below(root).context("reading the machine's mounts")?;
         all.retain(|path| path != root);

@@ -127,7 +127,7 @@ async fn keep_runtime(
     admin: Client,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<()> {
-    let runtime = runtime::start(layout).await?;
+    let runtime = runtime::start(layout, &state.runtime_handlers).await?;
     addons::apply(
         &admin,
         &addons::dns(&runtime.image, state.cluster_dns, super::CLUSTER_DOMAIN),

@@ -29,6 +29,9 @@ pub struct State {
     pub pod_cidr: IpNet,
     /// Address of the DNS Service.
     pub cluster_dns: IpAddr,
+    /// Further runtime handlers of the node, for RuntimeClasses.
+    #[serde(default)]
+    pub runtime_handlers: Vec<String>,
     /// Value of `net.ipv4.ip_forward` before the first start, put back by `down --purge`.
     pub ip_forward_before: Option<String>,
 }

@@ -50,6 +50,9 @@ pub struct Options {
     /// Address range of Pods
     #[arg(long, default_value = "10.244.0.0/16")]
     pub pod_cidr: IpNet,
+    /// Name that a RuntimeClass may use as its handler, for runc; may be given several times
+    #[arg(long = "runtime-handler")]
+    pub runtime_handlers: Vec<String>,
     /// Seconds to wait until node and DNS are ready
     #[arg(long, default_value_t = 180)]
     pub wait: u64,
@@ -145,6 +148,7 @@ async fn new_state(options: &Options) -> anyhow::Result<State> {
         service_cidr: options.service_cidr.trunc(),
         pod_cidr: options.pod_cidr.trunc(),
         cluster_dns: State::service_address(&options.service_cidr, 10)?,
+        runtime_handlers: options.runtime_handlers.clone(),
         ip_forward_before: None,
     })
 }
@@ -203,7 +207,11 @@ async fn find_up(layout: &Layout, limit: Duration) -> anyhow::Result<Option<u32>
     }
 }
 
-async fn wait_for_api(layout: &Layout, pid: u32, limit: Duration) -> anyhow::Result<Client> {
+/// Waits until the API server of a cluster is ready; `pid` is the process it ends with.
+///
+/// # Errors
+/// When that process ends, or after `limit`.
+pub async fn wait_for_api(layout: &Layout, pid: u32, limit: Duration) -> anyhow::Result<Client> {
     let deadline = Instant::now() + limit;
     let mut why = String::from("no kubeconfig was written");
     loop {
@@ -258,7 +266,11 @@ async fn wait_for_containerd(layout: &Layout, pid: u32, deadline: Instant) -> an
     }
 }
 
-async fn wait_for_node(
+/// Waits until a node is ready; `pid` is the process it ends with.
+///
+/// # Errors
+/// When that process ends, or at the deadline, with the node's own words.
+pub async fn wait_for_node(
     client: &Client,
     name: &str,
     pid: u32,
@@ -288,7 +300,11 @@ async fn wait_for_node(
     }
 }
 
-async fn wait_for_dns(client: &Client, pid: u32, deadline: Instant) -> anyhow::Result<()> {
+/// Waits until cluster DNS answers; `pid` is the process of the control plane.
+///
+/// # Errors
+/// When that process ends, or at the deadline.
+pub async fn wait_for_dns(client: &Client, pid: u32, deadline: Instant) -> anyhow::Result<()> {
     let deployments: Api<Deployment> = Api::namespaced(client.clone(), "kube-system");
     loop {
         check_alive(pid)?;
@@ -314,14 +330,17 @@ async fn wait_for_dns(client: &Client, pid: u32, deadline: Instant) -> anyhow::R
     }
 }
 
-fn check_alive(pid: u32) -> anyhow::Result<()> {
+/// # Errors
+/// When the process has ended.
+pub fn check_alive(pid: u32) -> anyhow::Result<()> {
     if process::start_ticks(pid).is_none() {
         bail!("the cluster process (pid {pid}) ended");
     }
     Ok(())
 }
 
-fn look_into(layout: &Layout) -> String {
+/// Which logs tell more.
+pub fn look_into(layout: &Layout) -> String {
     format!(
         "see {} and {}",
         layout.log("keelson").display(),

@@ -1,9 +1,7 @@
 //! `keelson agent`: makes this machine a node of a cluster whose control plane runs elsewhere.
 
 use std::net::{IpAddr, ToSocketAddrs, UdpSocket};
-use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -21,11 +19,9 @@ use crate::cluster::process;
 use crate::node::containerd::Settings;
 use crate::node::image::SystemImage;
 use crate::node::join::{self, Identity};
+use crate::node::renewal::Renewal;
 use crate::node::token::{CaHash, JoinToken};
 use crate::node::{agent, network, runtime};
-
-/// How long a node runs before it tries again to renew its certificates.
-const RENEWAL_RETRY: Duration = Duration::from_secs(3600);
 
 /// The command line of `agent`.
 #[derive(Clone, Debug, clap::Args)]
@@ -51,6 +47,9 @@ pub struct Flags {
     /// Port of the kubelet's HTTPS API
     #[arg(long, default_value_t = 10250)]
     kubelet_port: u16,
+    /// Name that a RuntimeClass may use as its handler, for runc; may be given several times
+    #[arg(long = "runtime-handler")]
+    runtime_handlers: Vec<String>,
     /// Folder that holds everything of the node
     #[arg(long, default_value = crate::cluster::DEFAULT_DATA_DIR)]
     data_dir: PathBuf,
@@ -120,20 +119,11 @@ pub async fn run(flags: Flags) -> anyhow::Result<()> {
     tracing::info!(node = options.name, ip = %options.ip, server = options.server, "joined");
 
     let shutdown = shutdown_signal()?;
-    let renew = serve(
-        &flags, &layout, &options, &identity, &state, clock, &shutdown,
+    serve(
+        &flags, &layout, &options, identity, &state, clock, &shutdown,
     )
     .await?;
     drop(lock);
-    if renew {
-        // Clients hold their certificate for their whole life, so a new one means new clients: the node starts again, with
-        // its containers running on, and renews on its way.
-        let program = std::env::current_exe().context("finding this program's file")?;
-        let error = Command::new(program)
-            .args(std::env::args_os().skip(1))
-            .exec();
-        return Err(error).context("starting again to renew the certificates");
-    }
     Ok(())
 }
 
@@ -215,16 +205,16 @@ async fn prepare(layout: &Layout, identity: &Identity) -> anyhow::Result<AgentSt
     Ok(state)
 }
 
-/// Runs the node. Returns whether it ended to renew its certificates.
+/// Runs the node.
 async fn serve(
     flags: &Flags,
     layout: &Layout,
     options: &join::Options,
-    identity: &Identity,
+    identity: Identity,
     state: &AgentState,
     clock: Clock,
     shutdown: &CancellationToken,
-) -> anyhow::Result<bool> {
+) -> anyhow::Result<()> {
     let node = agent::Options {
         name: options.name.clone(),
         ip: options.ip,
@@ -235,31 +225,23 @@ async fn serve(
         client_ca: identity.ca.clone(),
     };
     tracing::debug!(domain = CLUSTER_DOMAIN, "starting the node");
-    let kubelet = client::from_kubeconfig(&identity.kubeconfig, "kubelet").await?;
-    let proxy = client::from_kubeconfig(&identity.kubeconfig, "kube-proxy").await?;
+    let mut renewal = Renewal::new(layout.clone(), options.clone(), identity, clock.clone());
+    let (kubelet, proxy) = (
+        renewal.client("kubelet").await?,
+        renewal.client("kube-proxy").await?,
+    );
     let stop = shutdown.child_token();
-    let left = identity.renew_at.duration_since(clock.now());
-    // At least a while: where the last renewal failed, the next try must not come at once.
-    let left = Duration::try_from(left)
-        .unwrap_or_default()
-        .max(RENEWAL_RETRY);
     // The system image first: a node that is ready gets pods, and they need it.
-    let runtime = runtime::start(layout).await?;
+    let runtime = runtime::start(layout, &flags.runtime_handlers).await?;
     let keep = async {
         runtime.keep(&stop).await;
         anyhow::Ok(())
     };
-    let running = agent::run(layout, &node, kubelet, proxy, clock, stop.clone());
-    let work = async { tokio::try_join!(running, keep) };
-    tokio::pin!(work);
-    let renew = tokio::select! {
-        ended = &mut work => {
-            ended?;
-            return Ok(false);
-        }
-        () = tokio::time::sleep(left) => true,
+    let renew = async {
+        renewal.run(&stop).await;
+        anyhow::Ok(())
     };
-    stop.cancel();
-    work.await?;
-    Ok(renew && !shutdown.is_cancelled())
+    let running = agent::run(layout, &node, kubelet, proxy, clock, stop.clone());
+    tokio::try_join!(running, keep, renew)?;
+    Ok(())
 }

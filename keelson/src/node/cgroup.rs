@@ -58,7 +58,9 @@ pub fn create(root: &str) -> anyhow::Result<()> {
 /// # Errors
 /// When a cgroup stays busy.
 pub async fn remove(root: &str) -> anyhow::Result<()> {
-    for hierarchy in hierarchies()? {
+    // The runtime makes folders in the hybrid layout's hierarchy without controllers, too.
+    let unified = Path::new(MOUNT).join("unified");
+    for hierarchy in hierarchies()?.into_iter().chain([unified]) {
         let path = hierarchy.join(root.trim_start_matches('/'));
         if path.exists() {
             remove_tree(&path).await?;

@@ -27,6 +27,8 @@ pub struct Settings {
     /// This process may not lower `oom_score_adj` (no CAP_SYS_RESOURCE); without containerd's switch for that,
     /// runc dies on every sandbox.
     pub restrict_oom_score_adj: bool,
+    /// Further names by which RuntimeClasses may ask for runc.
+    pub runtime_handlers: Vec<String>,
 }
 
 impl Settings {
@@ -57,6 +59,7 @@ impl Settings {
             sandbox_image: sandbox_image.to_owned(),
             cni_bin: cni_bin.to_owned(),
             restrict_oom_score_adj: !has_cap_sys_resource()?,
+            runtime_handlers: Vec::new(),
         })
     }
 }
@@ -138,11 +141,14 @@ pub fn config(layout: &Layout, settings: &Settings) -> String {
         "[plugins.\"{runtime}\".cni]\n  {bin}\n  conf_dir = {}\n",
         q(&layout.cni_conf())
     );
-    text += &format!(
-        "[plugins.\"{runc}\".containerd]\n  default_runtime_name = \"runc\"\n\
-         [plugins.\"{runc}\".containerd.runtimes.runc]\n  runtime_type = \"io.containerd.runc.v2\"\n\
-         [plugins.\"{runc}\".containerd.runtimes.runc.options]\n  SystemdCgroup = false\n"
-    );
+    text += &format!("[plugins.\"{runc}\".containerd]\n  default_runtime_name = \"runc\"\n");
+    let handlers = settings.runtime_handlers.iter().map(String::as_str);
+    for handler in std::iter::once("runc").chain(handlers) {
+        text += &format!(
+            "[plugins.\"{runc}\".containerd.runtimes.{handler}]\n  runtime_type = \"io.containerd.runc.v2\"\n\
+             [plugins.\"{runc}\".containerd.runtimes.{handler}.options]\n  SystemdCgroup = false\n"
+        );
+    }
     text
 }
 

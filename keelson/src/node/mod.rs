@@ -6,6 +6,7 @@ pub mod containerd;
 pub mod image;
 pub mod join;
 pub mod network;
+pub mod renewal;
 pub mod routes;
 pub mod runtime;
 pub mod token;

@@ -167,30 +167,46 @@ async fn find_node_address(handle: &rtnetlink::Handle) -> anyhow::Result<Option<
 /// # Errors
 /// When the kernel refuses.
 pub async fn delete_bridge(layout: &Layout) -> anyhow::Result<()> {
-    let name = bridge_name(layout);
+    delete_link(&bridge_name(layout)).await
+}
+
+/// Deletes a link, if it is there.
+///
+/// # Errors
+/// When the kernel refuses.
+pub async fn delete_link(name: &str) -> anyhow::Result<()> {
     let (connection, handle, _) =
         rtnetlink::new_connection().context("opening a netlink socket")?;
     let driver = tokio::spawn(connection);
     let result = async {
-        let mut links = handle.link().get().match_name(name.clone()).execute();
-        let index = match links.try_next().await {
-            Ok(Some(link)) => link.header.index,
-            Ok(None) => return Ok(()),
-            Err(rtnetlink::Error::NetlinkError(message))
-                if message.raw_code() == -rustix::io::Errno::NODEV.raw_os_error() =>
-            {
-                return Ok(());
-            }
-            Err(error) => return Err(error).with_context(|| format!("looking for link {name}")),
-        };
-        handle
-            .link()
-            .del(index)
-            .execute()
-            .await
-            .with_context(|| format!("deleting link {name}"))
+        match link_index(&handle, name).await? {
+            Some(index) => handle
+                .link()
+                .del(index)
+                .execute()
+                .await
+                .with_context(|| format!("deleting link {name}")),
+            None => Ok(()),
+        }
     }
     .await;
     driver.abort();
     result
+}
+
+/// The kernel's number of a link, if it is there.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub async fn link_index(handle: &rtnetlink::Handle, name: &str) -> anyhow::Result<Option<u32>> {
+    let mut links = handle.link().get().match_name(name.to_owned()).execute();
+    match links.try_next().await {
+        Ok(link) => Ok(link.map(|link| link.header.index)),
+        Err(rtnetlink::Error::NetlinkError(message))
+            if message.raw_code() == -rustix::io::Errno::NODEV.raw_os_error() =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(error).with_context(|| format!("looking for link {name}")),
+    }
 }

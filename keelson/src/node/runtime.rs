@@ -21,13 +21,14 @@ pub struct Runtime {
     pub image: String,
 }
 
-/// Starts containerd, or finds it, and imports the system image.
+/// Starts containerd, or finds it, and imports the system image. `handlers` are names beside `runc` for RuntimeClasses.
 ///
 /// # Errors
 /// A missing program, with the package to install; what containerd refused.
-pub async fn start(layout: &Layout) -> anyhow::Result<Runtime> {
+pub async fn start(layout: &Layout, handlers: &[String]) -> anyhow::Result<Runtime> {
     let image = SystemImage::from_current_exe()?;
-    let settings = Settings::detect(image.reference())?;
+    let mut settings = Settings::detect(image.reference())?;
+    settings.runtime_handlers = handlers.to_vec();
     containerd::ensure_running(layout, &settings).await?;
     let reference = image.reference().to_owned();
     import(layout, image).await?;

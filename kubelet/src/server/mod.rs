@@ -17,17 +17,19 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::pod::manager::Manager;
+use crate::server::certificate::ServingCertificate;
 use crate::shared::Shared;
 
 pub mod auth;
+pub mod certificate;
 pub mod log_stream;
 pub mod logs;
 pub mod metrics;
@@ -240,12 +242,8 @@ fn tls_config(shared: &Shared) -> Result<rustls::ServerConfig> {
             (c, k)
         }
     };
-    let chain = CertificateDer::pem_file_iter(&cert)
-        .and_then(|i| i.collect::<Result<Vec<_>, _>>())
-        .with_context(|| format!("reading {}", cert.display()))?;
-    let key =
-        PrivateKeyDer::from_pem_file(&key).with_context(|| format!("reading {}", key.display()))?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let serving = ServingCertificate::open(&cert, &key, provider.clone())?;
     let builder = rustls::ServerConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()?;
     let builder = match &file.authentication.x509.client_ca_file {
@@ -266,7 +264,7 @@ fn tls_config(shared: &Shared) -> Result<rustls::ServerConfig> {
             builder.with_client_cert_verifier(verifier)
         }
     };
-    let mut config = builder.with_single_cert(chain, key)?;
+    let mut config = builder.with_cert_resolver(Arc::new(serving));
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
 }
