@@ -330,8 +330,10 @@ pub async fn wait_for_dns(client: &Client, pid: u32, deadline: Instant) -> anyho
     }
 }
 
+/// Makes sure that a process still runs.
+///
 /// # Errors
-/// When the process has ended.
+/// When it has ended.
 pub fn check_alive(pid: u32) -> anyhow::Result<()> {
     if process::start_ticks(pid).is_none() {
         bail!("the cluster process (pid {pid}) ended");
