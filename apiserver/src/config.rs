@@ -72,6 +72,8 @@ pub struct Config {
     pub secure_port: u16,
     /// How kubelets are reached.
     pub kubelet: KubeletClientConfig,
+    /// `--proxy-client-cert-file` and `--proxy-client-key-file`: how aggregated API servers know this server.
+    pub proxy_client: Option<PemPair>,
     /// Events are forgotten after this time (`--event-ttl`).
     pub event_ttl: Duration,
     /// `--max-requests-inflight`.
@@ -110,6 +112,7 @@ impl Config {
             advertise_address: None,
             secure_port: 6443,
             kubelet: KubeletClientConfig::default(),
+            proxy_client: None,
             event_ttl: Duration::from_secs(3600),
             max_requests_in_flight: 400,
             max_mutating_requests_in_flight: 200,

@@ -8,6 +8,7 @@ use keelson_machinery::status::ApiError;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use crate::aggregation::Remotes;
 use crate::body::{Response, full};
 use crate::codec::Output;
 use crate::codec::negotiate::header_text;
@@ -37,8 +38,10 @@ pub fn answer(request: &Authorized) -> Option<Result<Response, ApiError>> {
 }
 
 fn root(request: &Authorized, catalog: &Catalog, core: bool) -> Result<Response, ApiError> {
-    let groups: Vec<Group> = catalog
-        .groups()
+    let groups: Vec<Group> = request
+        .server
+        .aggregation
+        .groups(catalog.groups())
         .into_iter()
         .filter(|group| group.name.is_empty() == core)
         .collect();
@@ -77,8 +80,8 @@ fn group_value(group: &Group) -> Value {
 }
 
 fn one_group(request: &Authorized, catalog: &Catalog, name: &str) -> Result<Response, ApiError> {
-    let Some(group) = catalog
-        .groups()
+    let groups = request.server.aggregation.groups(catalog.groups());
+    let Some(group) = groups
         .into_iter()
         .find(|g| g.name == name && !name.is_empty())
     else {
@@ -179,12 +182,26 @@ fn aggregated_version(request: &Authorized) -> Option<&'static str> {
     None
 }
 
+/// What another server said of a group version.
+fn remote_version(remotes: &Remotes, group: &str, version: &str) -> Value {
+    let said = remotes.get(&(group.to_owned(), version.to_owned()));
+    let current = said.is_some_and(|said| said.current);
+    let freshness = if current { "Current" } else { "Stale" };
+    let mut value = json!({"version": version, "freshness": freshness});
+    if let Some(said) = said.filter(|said| !said.resources.is_empty()) {
+        value["resources"] = Value::Array(said.resources.clone());
+    }
+    value
+}
+
 fn aggregated(
     request: &Authorized,
     catalog: &Catalog,
     groups: &[Group],
     version: &'static str,
 ) -> Response {
+    let server = &request.server;
+    let remotes = server.aggregation.remotes();
     let items: Vec<Value> = groups
         .iter()
         .map(|group| {
@@ -192,6 +209,9 @@ fn aggregated(
                 .versions
                 .iter()
                 .map(|version| {
+                    if server.aggregation.route(&group.name, version).is_some() {
+                        return remote_version(&remotes, &group.name, version);
+                    }
                     let mut rows: Vec<&Resource> = catalog
                         .group_version(&group.name, version)
                         .map(|row| &**row)
@@ -340,7 +360,7 @@ pub fn paths(server: &Server) -> Response {
         "/readyz/ping".into(),
         "/version".into(),
     ];
-    for group in table.catalog().groups() {
+    for group in server.aggregation.groups(table.catalog().groups()) {
         for version in &group.versions {
             paths.push(if group.name.is_empty() {
                 format!("/api/{version}")
@@ -385,6 +405,7 @@ pub fn openapi(
     };
     let now = server.storage.clock.now();
     let (openapi, table) = (server.openapi.clone(), server.registry.table());
+    let remotes = server.aggregation.remotes();
     let headers = request.parts.headers.clone();
-    async move { serve::answer(openapi, table, wanted, &headers, now).await }
+    async move { serve::answer(openapi, table, remotes, wanted, &headers, now).await }
 }

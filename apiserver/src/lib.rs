@@ -4,6 +4,7 @@
 //! mutating admission -> registry strategy -> validating admission -> store -> cache -> watchers.
 
 pub mod admission;
+pub mod aggregation;
 pub mod authn;
 pub mod authz;
 pub mod body;

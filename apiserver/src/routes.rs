@@ -7,6 +7,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Method, StatusCode};
 use keelson_machinery::status::ApiError;
 
+use crate::aggregation;
 use crate::body::{Response, full};
 use crate::discovery;
 use crate::filters::{Authorized, method_not_allowed};
@@ -30,6 +31,9 @@ async fn resource(request: Authorized) -> Result<Response, ApiError> {
     let core = info.api_prefix == "api";
     if core != info.group.is_empty() {
         return Ok(page_not_found());
+    }
+    if let Some(service) = request.server.aggregation.route(&info.group, &info.version) {
+        return aggregation::proxy::pass_on(service, request).await;
     }
     let Some(served) = table
         .get(&info.group, &info.version, &info.resource)
@@ -137,9 +141,23 @@ pub fn is_health_path(path: &str) -> bool {
     })
 }
 
+/// The server of a group version whose discovery or OpenAPI document the path is.
+fn remote_document(server: &Server, path: &str) -> Option<std::sync::Arc<aggregation::ApiService>> {
+    let path = path.trim_matches('/');
+    let path = path.strip_prefix("openapi/v3/").unwrap_or(path);
+    match path.split('/').collect::<Vec<_>>().as_slice() {
+        ["apis", group, version] => server.aggregation.route(group, version),
+        ["api", version] => server.aggregation.route("", version),
+        _ => None,
+    }
+}
+
 async fn path(request: Authorized) -> Result<Response, ApiError> {
     let server = &request.server;
     let path = request.info.path.as_str();
+    if let Some(service) = remote_document(server, path) {
+        return aggregation::proxy::pass_on(service, request).await;
+    }
     if !matches!(request.parts.method, Method::GET | Method::HEAD) {
         return Ok(if path.starts_with("/api") {
             respond_error(&request, &method_not_allowed())

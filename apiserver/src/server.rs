@@ -13,6 +13,7 @@ use crate::admission::resource_quota::ResourceQuota;
 use crate::admission::resource_quota::status::StoredQuotas;
 use crate::admission::webhook::{self, WebhookMetrics, Webhooks};
 use crate::admission::{self, Plugin};
+use crate::aggregation::{self, Aggregation};
 use crate::authn::review::OpenIdDocuments;
 use crate::authn::token_request::TokenIssuer;
 use crate::authn::{Authentication, ConfigError};
@@ -77,6 +78,8 @@ pub struct Server {
     pub closing: CancellationToken,
     /// How kubelets, pods and services are reached.
     pub outward: Outward,
+    /// What other API servers serve.
+    pub aggregation: Arc<Aggregation>,
     pub(crate) provider: Arc<rustls::crypto::CryptoProvider>,
     authentication: Authentication,
     authorizer: Union,
@@ -196,6 +199,11 @@ impl ApiServer {
             vec![quota, mutating, validating],
         )
         .map_err(|error| StartError::Config(error.to_string()))?;
+        let aggregation = Arc::new(Aggregation::new(
+            objects.clone(),
+            provider.clone(),
+            config.proxy_client.clone(),
+        ));
         let mut health = Health::default();
         let started = health.add("poststarthook/bootstrap-system-objects", true);
         let server = Arc::new(Server {
@@ -210,6 +218,7 @@ impl ApiServer {
             health,
             closing,
             outward: Outward::new(&config.kubelet, &provider)?,
+            aggregation: aggregation.clone(),
             provider,
             authentication,
             authorizer,
@@ -223,6 +232,8 @@ impl ApiServer {
         settings.services.load(services.iter().map(|s| &**s));
         let facts = cluster_facts(&server.config)?;
         make_system_objects(&objects, &server, &facts).await?;
+        aggregation.follow(server.closing.clone()).await;
+        start_aggregation(&server, &objects);
         if let Some(rbac) = rbac {
             rbac.synced().await;
             tokio::spawn(bootstrap::follow_aggregation(
@@ -241,6 +252,24 @@ impl ApiServer {
         self.server.closing.cancel();
         self.server.storage.caches.close();
     }
+}
+
+/// Registers what this server serves, and watches over what others do.
+fn start_aggregation(server: &Arc<Server>, objects: &Objects) {
+    let writer = Arc::new(loopback::Loopback(server.clone()));
+    let groups = server.registry.table().catalog().groups();
+    tokio::spawn(aggregation::register::keep(
+        objects.clone(),
+        groups,
+        writer.clone(),
+        server.closing.clone(),
+    ));
+    tokio::spawn(aggregation::available::watch(
+        server.aggregation.clone(),
+        writer,
+        server.config.clock.clone(),
+        server.closing.clone(),
+    ));
 }
 
 /// How long the caches may take to be filled at a start, before it is given up.

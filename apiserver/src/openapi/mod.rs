@@ -2,6 +2,7 @@
 //! per group version, and `/openapi/v2` with all in one. Nothing happens at start; what was built is kept compressed.
 
 mod paths;
+mod remote;
 mod schemas;
 pub mod serve;
 mod v2;
@@ -75,6 +76,11 @@ impl Document {
             media_type: form.media_type(),
             hash,
         })
+    }
+
+    /// The content of a JSON document.
+    fn value(&self) -> std::io::Result<Value> {
+        Ok(serde_json::from_reader(GzDecoder::new(&self.gzip[..]))?)
     }
 
     /// The content compressed, for clients that accept `gzip`.
@@ -213,6 +219,12 @@ impl OpenApi {
             Form::Protobuf => "v2 protobuf",
         };
         self.kept(name, hash, form, || v2::document(catalog, &self.version))
+    }
+
+    /// What was built before for the same content.
+    fn kept_as(&self, path: &str, hash: &str) -> Option<Document> {
+        let kept = self.kept.lock();
+        kept.get(path).filter(|kept| kept.hash == hash).cloned()
     }
 
     /// What was built before for the same content, or what `build` makes. Two requests at once may both build.

@@ -9,7 +9,8 @@ use jiff::Timestamp;
 use jiff::ToSpan;
 use keelson_machinery::status::ApiError;
 
-use super::{Document, Form, OpenApi};
+use super::{Document, Form, OpenApi, remote};
+use crate::aggregation::Remotes;
 use crate::body::{Response, full};
 use crate::codec::negotiate::{header_text, preferred};
 use crate::registry::Table;
@@ -27,6 +28,7 @@ pub struct Wanted {
 pub async fn answer(
     openapi: Arc<OpenApi>,
     table: Arc<Table>,
+    remotes: Arc<Remotes>,
     wanted: Wanted,
     headers: &HeaderMap,
     now: Timestamp,
@@ -44,8 +46,8 @@ pub async fn answer(
     let found = tokio::task::spawn_blocking(move || {
         let catalog = table.catalog();
         match path.trim_end_matches('/') {
-            "/openapi/v2" => Some(openapi.v2(catalog, form)),
-            "/openapi/v3" => Some(openapi.index_document(catalog)),
+            "/openapi/v2" => Some(remote::v2(&openapi, catalog, form, &remotes)),
+            "/openapi/v3" => Some(remote::index(&openapi, catalog, &remotes)),
             path => openapi.document(catalog, path.strip_prefix("/openapi/v3/")?),
         }
     });

@@ -4,6 +4,7 @@
 //! storage: the same keys, the same cache, objects in the storage version.
 
 pub mod apiextensions;
+pub mod apiregistration;
 pub mod apps;
 pub mod batch;
 pub mod certificates;

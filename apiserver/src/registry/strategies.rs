@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use super::core::allocator::Allocator;
 use super::strategy::Strategy;
-use super::{apiextensions, apps, batch, certificates, core, discovery, resource};
+use super::{
+    apiextensions, apiregistration, apps, batch, certificates, core, discovery, resource,
+};
 
 /// What strategies share with the server.
 pub struct Settings {
@@ -41,6 +43,7 @@ pub fn lookup(group: &str, resource: &str, settings: &Settings) -> Arc<dyn Strat
         ("apiextensions.k8s.io", "customresourcedefinitions") => {
             Arc::new(apiextensions::definition::CustomResourceDefinition)
         }
+        ("apiregistration.k8s.io", "apiservices") => Arc::new(apiregistration::ApiService),
         ("apps", "daemonsets") => Arc::new(apps::daemon_set::DaemonSet),
         ("apps", "deployments") => Arc::new(apps::deployment::Deployment),
         ("batch", "jobs") => Arc::new(batch::job::Job),

@@ -33,6 +33,8 @@ pub struct Backend {
     pub port: u16,
     /// Client configuration; `None` for plain HTTP.
     pub tls: Option<Arc<rustls::ClientConfig>>,
+    /// The name in its certificate, when that is not the host.
+    pub server_name: Option<String>,
 }
 
 impl Backend {
@@ -63,8 +65,9 @@ impl Backend {
         match &self.tls {
             None => http1_over(TokioIo::new(stream)).await,
             Some(config) => {
-                let name = ServerName::try_from(self.host.clone())
-                    .map_err(|e| format!("{}: {e}", self.host))?;
+                let name = self.server_name.as_ref().unwrap_or(&self.host);
+                let name =
+                    ServerName::try_from(name.clone()).map_err(|e| format!("{name}: {e}"))?;
                 let stream = TlsConnector::from(config.clone())
                     .connect(name, stream)
                     .await

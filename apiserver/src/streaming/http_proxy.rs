@@ -5,6 +5,7 @@
 use http::header::{self, HeaderName};
 use http::{HeaderMap, HeaderValue, Request, StatusCode};
 use http_body_util::BodyExt;
+use hyper::client::conn::http1;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use keelson_machinery::status::ApiError;
@@ -28,14 +29,27 @@ const HOP_BY_HOP: [HeaderName; 6] = [
 /// # Errors
 /// 503 when the backend cannot be reached, 500 for a path that is none.
 pub async fn pass_on(
-    mut request: Request<RequestBody>,
+    request: Request<RequestBody>,
     backend: &Backend,
+    path_and_query: &str,
+) -> Result<Response, ApiError> {
+    let sender = backend.connect().await?;
+    exchange(request, sender, &backend.authority(), path_and_query).await
+}
+
+/// The same over a connection that stands already.
+///
+/// # Errors
+/// 503 when it breaks, 500 for a path that is none.
+pub async fn exchange(
+    mut request: Request<RequestBody>,
+    mut sender: http1::SendRequest<RequestBody>,
+    authority: &str,
     path_and_query: &str,
 ) -> Result<Response, ApiError> {
     let upgrade = is_upgrade(request.headers())
         .then(|| request.extensions_mut().remove::<OnUpgrade>())
         .flatten();
-    let mut sender = backend.connect().await?;
     let (parts, body) = request.into_parts();
     let mut outgoing = Request::builder()
         .method(parts.method)
@@ -43,7 +57,7 @@ pub async fn pass_on(
         .body(body)
         .map_err(ApiError::internal)?;
     *outgoing.headers_mut() = forwarded(&parts.headers, upgrade.is_some());
-    let host = HeaderValue::from_str(&backend.authority()).map_err(ApiError::internal)?;
+    let host = HeaderValue::from_str(authority).map_err(ApiError::internal)?;
     outgoing.headers_mut().insert(header::HOST, host);
     let mut response = sender.send_request(outgoing).await.map_err(|e| {
         ApiError::service_unavailable(format!("error trying to reach service: {e}"))

@@ -72,6 +72,7 @@ impl KubeletAccess {
             host: host.to_owned(),
             port,
             tls: Some(self.tls.clone()),
+            server_name: None,
         })
     }
 }
@@ -316,6 +317,7 @@ pub fn pod_backend(
         host,
         port,
         tls: asked.https.then(|| tls.clone()),
+        server_name: None,
     })
 }
 
@@ -343,6 +345,7 @@ pub fn node_backend(
         host: kubelet.host,
         port,
         tls: asked.https.then(|| tls.clone()),
+        server_name: None,
     })
 }
 
@@ -381,6 +384,68 @@ fn is_proxyable(address: IpAddr) -> bool {
         IpAddr::V6(v6) => v6.is_unicast_link_local(),
     };
     !address.is_loopback() && !address.is_multicast() && !address.is_unspecified() && !local
+}
+
+/// The name of a service's port by its number; empty for one without.
+pub fn service_port_name(service: &Value, number: u16) -> Option<String> {
+    let ports = get(service, &["spec", "ports"]).and_then(Value::as_array);
+    let port = ports
+        .into_iter()
+        .flatten()
+        .find(|port| get(port, &["port"]).and_then(Value::as_u64) == Some(u64::from(number)))?;
+    Some(get_str(port, &["name"]).unwrap_or_default().to_owned())
+}
+
+/// Addresses and ports of a service's endpoints that are ready, for one of its ports.
+///
+/// # Errors
+/// When the slices cannot be read.
+pub async fn ready_endpoints(
+    objects: &Objects,
+    namespace: &str,
+    service: &str,
+    port_name: &str,
+) -> Result<Vec<(String, u16)>, ApiError> {
+    let slices = GroupResource::new("discovery.k8s.io", "endpointslices");
+    let mut candidates = Vec::new();
+    for slice in objects.0.list(&slices, Some(namespace)).await? {
+        if get_str(
+            &slice,
+            &["metadata", "labels", "kubernetes.io/service-name"],
+        ) != Some(service)
+        {
+            continue;
+        }
+        let list = |key: &str| {
+            slice
+                .get(key)
+                .and_then(Value::as_array)
+                .map(Vec::as_slice)
+                .unwrap_or_default()
+        };
+        let port = list("ports")
+            .iter()
+            .find(|p| get_str(p, &["name"]).unwrap_or_default() == port_name);
+        let Some(port) = port
+            .and_then(|p| get(p, &["port"]))
+            .and_then(Value::as_u64)
+            .and_then(|p| u16::try_from(p).ok())
+        else {
+            continue;
+        };
+        for endpoint in list("endpoints") {
+            let ready = get(endpoint, &["conditions", "ready"])
+                .and_then(Value::as_bool)
+                .unwrap_or(true);
+            let address = endpoint
+                .get("addresses")
+                .and_then(|a| a.get(0))
+                .and_then(Value::as_str)
+                .and_then(proxyable);
+            candidates.extend(address.filter(|_| ready).map(|address| (address, port)));
+        }
+    }
+    Ok(candidates)
 }
 
 /// Where the proxy subresource of a service leads: a ready endpoint of the port asked for.
@@ -425,51 +490,14 @@ pub async fn service_backend(
         ))
     })?;
 
-    let slices = GroupResource::new("discovery.k8s.io", "endpointslices");
-    let mut candidates = Vec::new();
-    for slice in objects.0.list(&slices, Some(namespace)).await? {
-        if get_str(
-            &slice,
-            &["metadata", "labels", "kubernetes.io/service-name"],
-        ) != Some(asked.name.as_str())
-        {
-            continue;
-        }
-        let list = |key: &str| {
-            slice
-                .get(key)
-                .and_then(Value::as_array)
-                .map(Vec::as_slice)
-                .unwrap_or_default()
-        };
-        let port = list("ports")
-            .iter()
-            .find(|p| get_str(p, &["name"]).unwrap_or_default() == port_name);
-        let Some(port) = port
-            .and_then(|p| get(p, &["port"]))
-            .and_then(Value::as_u64)
-            .and_then(|p| u16::try_from(p).ok())
-        else {
-            continue;
-        };
-        for endpoint in list("endpoints") {
-            let ready = get(endpoint, &["conditions", "ready"])
-                .and_then(Value::as_bool)
-                .unwrap_or(true);
-            let address = endpoint
-                .get("addresses")
-                .and_then(|a| a.get(0))
-                .and_then(Value::as_str)
-                .and_then(proxyable);
-            candidates.extend(address.filter(|_| ready).map(|address| (address, port)));
-        }
-    }
+    let candidates = ready_endpoints(objects, namespace, &asked.name, &port_name).await?;
     let index = usize::try_from(pick % candidates.len().max(1) as u64).unwrap_or_default();
     let (host, port) = candidates.into_iter().nth(index).ok_or_else(none)?;
     Ok(Backend {
         host,
         port,
         tls: asked.https.then(|| tls.clone()),
+        server_name: None,
     })
 }
 
@@ -570,6 +598,7 @@ mod tests {
                 host: "192.0.2.7".to_owned(),
                 port: 10250,
                 tls: Some(of_kubelet.clone()),
+                server_name: None,
             };
             let name = ProxyName::parse(asked, "node").unwrap();
             let backend = node_backend(kubelet, &name, &unchecked).unwrap();

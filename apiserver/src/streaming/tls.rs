@@ -1,16 +1,18 @@
-//! Client-side TLS: towards kubelets, and towards pods and services behind the proxy subresources.
+//! Client-side TLS: towards kubelets, towards pods and services behind the proxy subresources, and towards aggregated API
+//! servers.
 
 use std::sync::Arc;
 
+use hyper_rustls::ConfigBuilderExt;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
-use crate::config::KubeletClientConfig;
+use crate::config::{KubeletClientConfig, PemPair};
 
-/// Why TLS towards kubelets cannot be set up.
+/// Why TLS towards another server cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// A PEM file that holds no certificate or key.
@@ -19,31 +21,53 @@ pub enum TlsError {
     /// A certificate or key that cannot be used.
     #[error(transparent)]
     Tls(#[from] rustls::Error),
+    /// A list of authorities with none in it.
+    #[error("no certificate authority in the PEM")]
+    NoAuthority,
+    /// The machine's own list of authorities.
+    #[error("the system's certificate authorities: {0}")]
+    System(std::io::Error),
 }
 
-/// Towards kubelets: their certificates are checked if an authority is configured, as upstream does.
+/// Whose certificates a server may show.
+#[derive(Clone, Copy, Debug)]
+pub enum Trust<'a> {
+    /// Anybody's.
+    Any,
+    /// Those of the authorities that the machine trusts.
+    System,
+    /// Those of the authorities in this PEM.
+    Authorities(&'a [u8]),
+}
+
+/// A client's side of TLS, with a certificate of its own where there is one.
 ///
 /// # Errors
-/// When a file's content cannot be used.
-pub fn kubelet_client(
-    config: &KubeletClientConfig,
+/// When the PEM, or the machine's list of authorities, cannot be used.
+pub fn client(
+    trust: Trust<'_>,
+    own: Option<&PemPair>,
     provider: &Arc<CryptoProvider>,
 ) -> Result<Arc<ClientConfig>, TlsError> {
     let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()?;
-    let builder = match &config.certificate_authority {
-        Some(pem) => {
+    let builder = match trust {
+        Trust::Authorities(pem) => {
             let mut roots = RootCertStore::empty();
-            for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
+            for certificate in CertificateDer::pem_slice_iter(pem) {
                 roots.add(certificate?)?;
+            }
+            if roots.is_empty() {
+                return Err(TlsError::NoAuthority);
             }
             builder.with_root_certificates(roots)
         }
-        None => builder
+        Trust::System => builder.with_native_roots().map_err(TlsError::System)?,
+        Trust::Any => builder
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(Unchecked(provider.clone()))),
     };
-    let config = match &config.client {
+    let config = match own {
         Some(pair) => {
             let chain = CertificateDer::pem_slice_iter(pair.certificate.as_bytes())
                 .collect::<Result<Vec<_>, _>>()?;
@@ -55,20 +79,27 @@ pub fn kubelet_client(
     Ok(Arc::new(config))
 }
 
+/// Towards kubelets: their certificates are checked if an authority is configured, as upstream does.
+///
+/// # Errors
+/// When a file's content cannot be used.
+pub fn kubelet_client(
+    config: &KubeletClientConfig,
+    provider: &Arc<CryptoProvider>,
+) -> Result<Arc<ClientConfig>, TlsError> {
+    let trust = match &config.certificate_authority {
+        Some(pem) => Trust::Authorities(pem.as_bytes()),
+        None => Trust::Any,
+    };
+    client(trust, config.client.as_ref(), provider)
+}
+
 /// Towards pods and services: nobody can know their certificates (upstream's proxy transport does not check either).
 ///
 /// # Errors
 /// When the provider supports no protocol version.
 pub fn unchecked_client(provider: &Arc<CryptoProvider>) -> Result<Arc<ClientConfig>, TlsError> {
-    let builder = ClientConfig::builder_with_provider(provider.clone())
-        .with_safe_default_protocol_versions()?;
-    let verifier = Arc::new(Unchecked(provider.clone()));
-    Ok(Arc::new(
-        builder
-            .dangerous()
-            .with_custom_certificate_verifier(verifier)
-            .with_no_client_auth(),
-    ))
+    client(Trust::Any, None, provider)
 }
 
 /// Takes any certificate, whose key must still sign the handshake.

@@ -293,6 +293,7 @@ fn server_config(options: &Options, pki: &Pki, clock: Clock) -> Config {
         certificate_authority: Some(pki.ca_pem().to_owned()),
         preferred_address_types: vec!["InternalIP".to_owned(), "Hostname".to_owned()],
     };
+    config.proxy_client = Some(pair(&pki.front_proxy_client));
     config
 }
 

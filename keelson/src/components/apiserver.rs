@@ -99,7 +99,7 @@ pub struct Flags {
     /// Admission plugins to leave out
     #[arg(long, value_delimiter = ',')]
     disable_admission_plugins: Vec<String>,
-    /// Certificate towards aggregated API servers; those are not proxied to yet, so it is only read
+    /// Certificate towards aggregated API servers, which tells them that this server may speak for users
     #[arg(long, requires = "proxy_client_key_file")]
     proxy_client_cert_file: Option<PathBuf>,
     /// Its key
@@ -237,12 +237,6 @@ fn config(flags: &Flags, clock: Clock) -> anyhow::Result<Config> {
             "--allow-privileged=false is not supported; use Pod Security admission to keep privileged pods out"
         );
     }
-    for file in [&flags.proxy_client_cert_file, &flags.proxy_client_key_file]
-        .into_iter()
-        .flatten()
-    {
-        read(file)?;
-    }
     let serving = PemPair {
         certificate: read(&flags.tls_cert_file)?,
         key: read(&flags.tls_private_key_file)?,
@@ -305,6 +299,13 @@ fn config(flags: &Flags, clock: Clock) -> anyhow::Result<Config> {
             .map(read)
             .transpose()?,
         preferred_address_types: flags.kubelet_preferred_address_types.clone(),
+    };
+    config.proxy_client = match (&flags.proxy_client_cert_file, &flags.proxy_client_key_file) {
+        (Some(certificate), Some(key)) => Some(PemPair {
+            certificate: read(certificate)?,
+            key: read(key)?,
+        }),
+        _ => None,
     };
     config.enable_admission_plugins = flags.enable_admission_plugins.clone();
     config.disable_admission_plugins = flags.disable_admission_plugins.clone();
