@@ -111,7 +111,9 @@ impl Type {
 
     /// What Go writes for a member that nothing set; none when it leaves the member out.
     pub fn written_when_unset(&'static self, json_name: &str) -> Option<Value> {
-        self.field(json_name).filter(|f| f.always).map(zero_of)
+        self.field(json_name)
+            .filter(|f| written_when_absent(f))
+            .map(zero_of)
     }
 
     /// Adds the members that Go always writes and that `object` lacks.
