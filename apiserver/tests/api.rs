@@ -13,7 +13,6 @@
 //! ! path                     nothing stands there
 //! W text                     a warning header
 //! @ name path                remembers what stands there as ${name} for later cases of the file
-//! ?                          the request is sent again until everything holds, for some seconds
 //! ```
 
 mod gnostic;
@@ -139,6 +138,9 @@ async fn run_file(harness: &Harness, name: &str, text: &str) -> Vec<String> {
     findings
 }
 
+/// How long a request is repeated whose effect comes by and by.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
+
 /// Repeats a case until it is as expected, or for ten seconds.
 async fn check_in_time(
     harness: &Harness,
@@ -146,7 +148,7 @@ async fn check_in_time(
     block: &str,
     variables: &mut HashMap<String, String>,
 ) -> Vec<String> {
-    let limit = tokio::time::Instant::now() + std::time::Duration::from_secs(10);
+    let limit = tokio::time::Instant::now() + PATIENCE;
     loop {
         let mut findings = Vec::new();
         check(harness, here, block, variables, &mut findings).await;
@@ -200,25 +202,10 @@ async fn check(
     if !typed && !body.is_empty() {
         request = request.header("content-type", "application/json");
     }
-    let (parts, ()) = request.body(()).expect("a request").into_parts();
-    let patient = expected.iter().any(|(mark, _)| *mark == "?");
-    expected.retain(|(mark, _)| *mark != "?");
-    let deadline = tokio::time::Instant::now() + PATIENCE;
-    loop {
-        let body = Full::from(body.clone());
-        let request = http::Request::from_parts(parts.clone(), body);
-        let answer = harness.send(user, request).await;
-        let found = compare(&answer, here, &expected, variables);
-        if found.is_empty() || !patient || tokio::time::Instant::now() > deadline {
-            findings.extend(found);
-            return;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-    }
+    let request = request.body(Full::from(body)).expect("a request");
+    let answer = harness.send(user, request).await;
+    findings.extend(compare(&answer, here, &expected, variables));
 }
-
-/// How long a request is repeated whose effect comes by and by.
-const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// What of an answer is not as expected.
 fn compare(

@@ -4,9 +4,7 @@ use std::sync::Arc;
 
 use super::core::allocator::Allocator;
 use super::strategy::Strategy;
-use super::{
-    apiextensions, apiregistration, apps, batch, certificates, core, discovery, resource,
-};
+use super::{apiextensions, apiregistration, apps, batch, certificates, core, discovery, resource};
 
 /// What strategies share with the server.
 pub struct Settings {
