@@ -70,12 +70,21 @@ impl Output {
 
     /// Negotiates the form of an object or list.
     pub fn negotiate(headers: &HeaderMap, query: &Query) -> Result<Output, ApiError> {
-        Output::choose(headers, query, false, true)
+        Output::choose(headers, query, |_| true).ok_or_else(|| not_acceptable(false))
+    }
+
+    /// Negotiates the form of an answer that has no table: reviews, bindings and the like are asked and forgotten
+    /// (upstream `RequestScope.AllowsMediaTypeTransform` without a `TableConvertor`).
+    pub fn negotiate_without_table(headers: &HeaderMap, query: &Query) -> Result<Output, ApiError> {
+        Output::choose(headers, query, |output| {
+            !matches!(output.convert, Some(Convert::Table(_)))
+        })
+        .ok_or_else(|| not_acceptable(false))
     }
 
     /// The same for objects that have no protobuf form: custom resources. Their metadata do have one.
     pub fn negotiate_untyped(headers: &HeaderMap, query: &Query) -> Result<Output, ApiError> {
-        Output::choose(headers, query, false, false)
+        Output::choose(headers, query, Output::fits_untyped).ok_or_else(|| not_acceptable(false))
     }
 
     /// Negotiates the form of a watch stream. YAML has no framing, so it is not acceptable here.
@@ -85,23 +94,25 @@ impl Output {
         query: &Query,
         typed: bool,
     ) -> Result<Output, ApiError> {
-        let output = Output::choose(headers, query, true, typed)?;
-        if output.format == Format::Yaml {
-            return Err(not_acceptable(true));
-        }
-        Ok(output)
+        Output::choose(headers, query, |output| typed || output.fits_untyped())
+            .filter(|output| output.format != Format::Yaml)
+            .ok_or_else(|| not_acceptable(true))
     }
 
+    fn fits_untyped(&self) -> bool {
+        self.format != Format::Protobuf || self.convert.is_some()
+    }
+
+    /// The first form that a clause of the header asks for, and that is `possible`.
     fn choose(
         headers: &HeaderMap,
         query: &Query,
-        stream: bool,
-        typed: bool,
-    ) -> Result<Output, ApiError> {
+        possible: impl Fn(&Output) -> bool,
+    ) -> Option<Output> {
         let pretty = is_pretty(headers, query);
         let accept = header_text(headers, ACCEPT);
         if accept.is_empty() {
-            return Ok(Output {
+            return Some(Output {
                 pretty,
                 ..Output::json()
             });
@@ -109,15 +120,14 @@ impl Output {
         for clause in parse_accept(&accept) {
             for format in ALL {
                 if clause.matches(format)
-                    && let Some(mut output) = clause.output(format)
-                    && (typed || format != Format::Protobuf || output.convert.is_some())
+                    && let Some(mut output) = clause.output(format).filter(&possible)
                 {
                     output.pretty |= pretty;
-                    return Ok(output);
+                    return Some(output);
                 }
             }
         }
-        Err(not_acceptable(stream))
+        None
     }
 }
 

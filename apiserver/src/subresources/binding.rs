@@ -35,7 +35,7 @@ pub async fn bind_from_collection(call: &mut Call, body: &Bytes) -> Result<Respo
 }
 
 async fn bind_pod(call: &mut Call, body: &Bytes, pods: &Served) -> Result<Response, ApiError> {
-    let output = call.output()?;
+    let output = call.output_without_table()?;
     let options = WriteOptions::read(&call.query, "CreateOptions", false)?;
     let mut binding = decode_kind(call, body, "", "v1", "Binding", options.field_validation)?;
     store::ensure_namespace(&call.info.namespace, &mut binding)?;

@@ -34,7 +34,7 @@ const MAX_DISRUPTED_PODS: usize = 2000;
 
 /// `POST pods/NAME/eviction`.
 pub async fn evict(call: &mut Call, body: &Bytes) -> Result<Response, ApiError> {
-    let output = call.output()?;
+    let output = call.output_without_table()?;
     let options = WriteOptions::read(&call.query, "CreateOptions", false)?;
     let mut eviction = decode_kind(
         call,

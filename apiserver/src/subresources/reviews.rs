@@ -18,7 +18,7 @@ use crate::verbs::respond::{self, ListHead};
 
 /// `POST` of a review; the answer is the review with its status.
 pub async fn create(call: &mut Call, body: &Bytes) -> Result<Response, ApiError> {
-    let output = call.output()?;
+    let output = call.output_without_table()?;
     let options = WriteOptions::read(&call.query, "CreateOptions", false)?;
     let mut review = call.decode_object(body, options.field_validation)?;
     let served = call.served.clone();

@@ -16,7 +16,7 @@ use crate::verbs::{Call, respond};
 
 /// `POST serviceaccounts/NAME/token`.
 pub async fn create(call: &mut Call, body: &Bytes) -> Result<Response, ApiError> {
-    let output = call.output()?;
+    let output = call.output_without_table()?;
     let options = WriteOptions::read(&call.query, "CreateOptions", false)?;
     let (group, version, kind) = ("authentication.k8s.io", "v1", "TokenRequest");
     let mut request = decode_kind(call, body, group, version, kind, options.field_validation)?;

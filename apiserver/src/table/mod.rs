@@ -22,6 +22,9 @@ use serde_json::json;
 use cell::{Cell, Context};
 use printers::Printer;
 
+/// Marks the bookmark that ends the initial events of a watch (upstream `InitialEventsAnnotationKey`).
+pub const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
+
 /// What each row carries of its object (`includeObject`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum IncludeObject {
@@ -153,8 +156,11 @@ fn row(
     if let Some(conditions) = (printer.conditions)(object) {
         value::set(&mut row, &["conditions"], conditions);
     }
+    // The end of the initial events of a watch is told by an annotation, which a row must not lose.
+    let tells = value::get(object, &["metadata", "annotations", INITIAL_EVENTS_END]).is_some();
     let included = match options.include {
-        IncludeObject::None => Value::Null,
+        IncludeObject::None if !tells => Value::Null,
+        IncludeObject::None => partial_metadata(object, options.api_version),
         IncludeObject::Metadata => partial_metadata(object, options.api_version),
         IncludeObject::Object => {
             let mut whole = object.clone();

@@ -78,6 +78,11 @@ impl Call {
         }
     }
 
+    /// The form of an answer that has no table.
+    pub fn output_without_table(&self) -> Result<Output, ApiError> {
+        Output::negotiate_without_table(&self.parts.headers, &self.query)
+    }
+
     /// Decodes a body as `expected`; unknown and duplicate fields become warnings or an error.
     pub fn decode(
         &mut self,

@@ -103,17 +103,7 @@ pub fn object(
     let served = call.served.clone();
     if let Some(convert) = &output.convert {
         let object = item.object(&served)?;
-        let converted = match convert {
-            Convert::Table(version) => table(call, version, &[object], None, TableHeaders::Show)?,
-            Convert::PartialObjectMetadata(version) => partial(&object, version),
-            Convert::PartialObjectMetadataList(_) => {
-                return Err(ApiError::new(
-                    406,
-                    keelson_machinery::status::Reason::NotAcceptable,
-                    "you requested PartialObjectMetadataList, but the requested object is not a list".to_string(),
-                ));
-            }
-        };
+        let converted = converted(call, convert, object)?;
         return meta_value(call, output, code, &converted);
     }
     if output.format == Format::Json && !output.pretty {
@@ -125,6 +115,19 @@ pub fn object(
     Ok(finish(call, code, output.format, bytes))
 }
 
+/// One object as the client wants it shown.
+fn converted(call: &Call, convert: &Convert, object: Value) -> Result<Value, ApiError> {
+    match convert {
+        Convert::Table(version) => table(call, version, &[object], None, TableHeaders::Show),
+        Convert::PartialObjectMetadata(version) => Ok(partial(&object, version)),
+        Convert::PartialObjectMetadataList(_) => Err(ApiError::new(
+            406,
+            keelson_machinery::status::Reason::NotAcceptable,
+            "you requested PartialObjectMetadataList, but the requested object is not a list",
+        )),
+    }
+}
+
 /// Answers with a value of another kind than the resource's, such as a Scale or a review.
 pub fn other_kind(
     call: &mut Call,
@@ -133,6 +136,10 @@ pub fn other_kind(
     object: &Value,
     object_type: &'static keelson_machinery::schema::Type,
 ) -> Result<Response, ApiError> {
+    if let Some(convert) = &output.convert {
+        let converted = converted(call, convert, object.clone())?;
+        return meta_value(call, output, code, &converted);
+    }
     let bytes = encode(output, object, object_type)?;
     Ok(finish(call, code, output.format, bytes))
 }

@@ -249,7 +249,8 @@ impl Frames {
         let served = self.call.served.clone();
         let mut object = json!({"metadata": {"resourceVersion": revision.to_string()}});
         if initial_events_end {
-            object["metadata"]["annotations"] = json!({"k8s.io/initial-events-end": "true"});
+            object["metadata"]["annotations"] =
+                json!({ (crate::table::INITIAL_EVENTS_END): "true" });
         }
         set_type_meta(&mut object, &served.row.kind, &served.api_version());
         if matches!(self.output.convert, Some(Convert::Table(_))) {
