@@ -17,6 +17,10 @@ pub trait StorageCodec: Send + Sync + 'static {
     fn decode(&self, stored: &[u8]) -> Result<Value, String>;
     /// An object to stored bytes. Removes `metadata.resourceVersion`.
     fn encode(&self, object: &Value) -> Result<Bytes, String>;
+    /// Gives an object about to be written the form in which it will be read back.
+    fn settle(&self, object: &mut Value) {
+        let _ = object;
+    }
     /// An object to stored bytes, and to compact JSON when that is at hand; neither has a resourceVersion. The write
     /// is about to happen: what is needed to read these bytes back may be kept for [`StorageCodec::to_json`].
     fn encode_both(&self, object: &Value) -> Result<(Bytes, Option<Bytes>), String> {

@@ -4,19 +4,21 @@
 //! this one is taken over as it is.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use keelson_machinery::catalog::parse_api_version;
 use keelson_machinery::codec::protobuf;
 use keelson_machinery::meta;
-use keelson_machinery::schema::{Schema, Type};
+use keelson_machinery::schema::{self, Schema, Type};
 use keelson_machinery::value::{self, Value};
 use parking_lot::Mutex;
 
 use super::body::{encode_json, set_type_meta};
 use super::definition;
 use crate::cache::types::StorageCodec;
-use crate::registry::conversion;
+use crate::registry::strategy::Strategy;
+use crate::registry::{conversion, defaults};
 
 /// Whether upstream keeps the kinds of a group in JSON: those of its extension and aggregation servers
 /// (`LegacyCodec` in `createAPIExtensionsConfig` and `createAggregatorConfig`).
@@ -57,6 +59,7 @@ pub fn decode(
         let found = value::str_or_empty(&object, &["apiVersion"]).to_owned();
         if found != api_version && !found.is_empty() {
             upgrade(&mut object, &found);
+            schema::normalize(&mut object, object_type);
         }
         object
     };
@@ -74,18 +77,34 @@ fn upgrade(object: &mut Value, from: &str) {
     }
 }
 
+/// Declared defaults of the type, those upstream sets by hand, then those of the strategy; the type is that of the
+/// stored version.
+pub fn set_defaults(object: &mut Value, storage_type: &'static Type, strategy: &dyn Strategy) {
+    schema::apply_defaults(object, storage_type);
+    defaults::apply(object, storage_type);
+    strategy.default(object);
+    schema::normalize(object, storage_type);
+}
+
 /// Built-in kinds: protobuf.
 pub struct ProtobufStorage {
     kind: String,
     api_version: String,
     object_type: &'static Type,
+    strategy: Arc<dyn Strategy>,
     recent: Mutex<Recent>,
 }
 
 impl ProtobufStorage {
     /// For the stored version of a resource.
-    pub fn new(kind: &str, api_version: &str, object_type: &'static Type) -> ProtobufStorage {
+    pub fn new(
+        kind: &str,
+        api_version: &str,
+        object_type: &'static Type,
+        strategy: Arc<dyn Strategy>,
+    ) -> ProtobufStorage {
         ProtobufStorage {
+            strategy,
             kind: kind.to_string(),
             api_version: api_version.to_string(),
             object_type,
@@ -101,7 +120,15 @@ impl ProtobufStorage {
 
 impl StorageCodec for ProtobufStorage {
     fn decode(&self, stored: &[u8]) -> Result<Value, String> {
-        decode(stored, &self.kind, &self.api_version, self.object_type)
+        let mut object = decode(stored, &self.kind, &self.api_version, self.object_type)?;
+        // Defaults that came after the object was stored, or that protobuf does not keep (upstream's versioned
+        // decoders default whatever they read).
+        set_defaults(&mut object, self.object_type, &*self.strategy);
+        Ok(object)
+    }
+
+    fn settle(&self, object: &mut Value) {
+        schema::settle(object, self.object_type);
     }
 
     fn encode(&self, object: &Value) -> Result<Bytes, String> {
@@ -183,7 +210,8 @@ mod tests {
         let of = Schema::builtin()
             .lookup("io.k8s.api.autoscaling.v2.HorizontalPodAutoscaler")
             .unwrap();
-        ProtobufStorage::new("HorizontalPodAutoscaler", "autoscaling/v2", of)
+        let strategy = Arc::new(crate::registry::strategy::Plain);
+        ProtobufStorage::new("HorizontalPodAutoscaler", "autoscaling/v2", of, strategy)
     }
 
     fn object() -> Value {

@@ -1,6 +1,7 @@
 //! Between the versions of a built-in resource. Most versions differ only in name; those that differ in shape have a
 //! function of their own. Custom resources are handled in the version of the request and pass through here unchanged.
 
+use keelson_machinery::schema;
 use keelson_machinery::status::ApiError;
 use keelson_machinery::value::{self, Value};
 
@@ -55,6 +56,10 @@ pub fn from_storage(served: &Served, mut object: Value) -> Result<Value, ApiErro
         ("events.k8s.io", "events", _) => rename(&mut object, EVENT_NAMES, Direction::FromStorage),
         ("autoscaling", "horizontalpodautoscalers", "v1") => hpa_v2_to_v1(&mut object),
         _ => {}
+    }
+    // What is always written may differ between versions.
+    if !same_shape(served) {
+        schema::normalize(&mut object, served.object_type);
     }
     set_type_meta(&mut object, &served.row.kind, &served.api_version());
     Ok(object)

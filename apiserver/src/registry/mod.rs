@@ -202,11 +202,20 @@ pub struct UnknownType {
 }
 
 /// How objects of a built-in resource are stored.
-fn codec(storage: &StorageFacts, storage_type: &'static Type) -> Arc<dyn StorageCodec> {
+fn codec(
+    storage: &StorageFacts,
+    storage_type: &'static Type,
+    strategy: Arc<dyn Strategy>,
+) -> Arc<dyn StorageCodec> {
     let version = api_version(&storage.group, &storage.version);
     match is_stored_as_json(&storage.group) {
         true => Arc::new(JsonStorage::new(&storage.kind, &version, storage_type)),
-        false => Arc::new(ProtobufStorage::new(&storage.kind, &version, storage_type)),
+        false => Arc::new(ProtobufStorage::new(
+            &storage.kind,
+            &version,
+            storage_type,
+            strategy,
+        )),
     }
 }
 
@@ -245,8 +254,8 @@ impl Registry {
             table.insert(Arc::new(Served {
                 object_type,
                 storage_type,
+                codec: codec(storage, storage_type, strategy.clone()),
                 strategy,
-                codec: codec(storage, storage_type),
                 stored,
                 custom: None,
                 row: row.clone(),

@@ -173,6 +173,7 @@ async fn create_once(
             "resourceVersion should not be set on objects to be created",
         ));
     }
+    context.served.codec.settle(&mut object);
     let name = meta::name(&object).to_string();
     let key = context.served.key(namespace, &name);
     if context.dry_run {
@@ -402,6 +403,7 @@ pub async fn update(
                 outdated: false,
             }));
         }
+        served.codec.settle(&mut object);
         keelson_machinery::apply::keep_times_if_same(&mut object, &old.object);
         if object == *old.object && !old.outdated {
             return Ok(Updated::Updated(old));

@@ -136,10 +136,7 @@ pub fn set_defaults(served: &Served, object: &mut Value) {
         custom.set_defaults(object);
         return;
     }
-    keelson_machinery::schema::apply_defaults(object, served.storage_type);
-    crate::registry::defaults::apply(object, served.storage_type);
-    served.strategy.default(object);
-    keelson_machinery::schema::normalize(object, served.storage_type);
+    crate::codec::storage::set_defaults(object, served.storage_type, &*served.strategy);
 }
 
 /// Drops owner references that occur twice; the warning names their uids.

@@ -11,7 +11,7 @@ mod parse;
 pub(crate) mod zero;
 
 pub use default::apply_defaults;
-pub use zero::normalize;
+pub use zero::{normalize, settle};
 
 use std::collections::HashMap;
 use std::fmt;

@@ -159,10 +159,24 @@ pub(crate) fn omitted(field: &Field, value: &Value) -> bool {
 /// `lastProbeTime: null`). Values of a wrong type and unknown members are left alone; the typed decoders deal with
 /// those.
 pub fn normalize(value: &mut Value, of: &'static Type) {
-    normalize_message(value, of)
+    normalize_message(value, of, Trip::Go)
 }
 
-fn normalize_message(value: &mut Value, of: &'static Type) {
+/// Gives an object the form it would have after a round trip through protobuf into upstream's Go type, as the store
+/// makes it: that of [`normalize`], and empty lists and maps are as if nobody had set them, which shows where Go
+/// always writes the member (`rules: null`).
+pub fn settle(value: &mut Value, of: &'static Type) {
+    normalize_message(value, of, Trip::Protobuf)
+}
+
+/// What an object goes through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Trip {
+    Go,
+    Protobuf,
+}
+
+fn normalize_message(value: &mut Value, of: &'static Type, trip: Trip) {
     let Value::Object(object) = value else {
         return;
     };
@@ -171,7 +185,10 @@ fn normalize_message(value: &mut Value, of: &'static Type) {
         let Some(field) = of.field(name) else {
             continue;
         };
-        normalize_field(member, field);
+        normalize_field(member, field, trip);
+        if trip == Trip::Protobuf && is_lost(field, member) {
+            *member = Value::Null;
+        }
         if omitted(field, member) {
             drop.push(field.json_name);
         }
@@ -182,21 +199,30 @@ fn normalize_message(value: &mut Value, of: &'static Type) {
     of.fill_always(object);
 }
 
-fn normalize_field(value: &mut Value, field: &'static Field) {
+/// Whether protobuf has nothing to write for the value of a list or map.
+fn is_lost(field: &Field, value: &Value) -> bool {
+    match (field.cardinality, value) {
+        (Cardinality::Repeated, Value::Array(items)) => items.is_empty(),
+        (Cardinality::Map, Value::Object(members)) => members.is_empty(),
+        _ => false,
+    }
+}
+
+fn normalize_field(value: &mut Value, field: &'static Field, trip: Trip) {
     if value.is_null() && !field.pointer && field.cardinality == Cardinality::Optional {
         *value = zero_of(field);
         return;
     }
     match (field.cardinality, &mut *value) {
-        (Cardinality::Optional, _) => normalize_kind(value, field.kind),
+        (Cardinality::Optional, _) => normalize_kind(value, field.kind, trip),
         (Cardinality::Repeated, Value::Array(items)) => {
             for item in items {
-                normalize_item(item, field.kind);
+                normalize_item(item, field.kind, trip);
             }
         }
         (Cardinality::Map, Value::Object(members)) => {
             for member in members.values_mut() {
-                normalize_item(member, field.kind);
+                normalize_item(member, field.kind, trip);
             }
         }
         _ => {}
@@ -204,17 +230,17 @@ fn normalize_field(value: &mut Value, field: &'static Field) {
 }
 
 /// A null item of a list or map stands for a zero value.
-fn normalize_item(value: &mut Value, kind: Kind) {
+fn normalize_item(value: &mut Value, kind: Kind, trip: Trip) {
     if value.is_null() {
         *value = zero_of_kind(kind);
     } else {
-        normalize_kind(value, kind);
+        normalize_kind(value, kind, trip);
     }
 }
 
-fn normalize_kind(value: &mut Value, kind: Kind) {
+fn normalize_kind(value: &mut Value, kind: Kind, trip: Trip) {
     match kind {
-        Kind::Message(t) => normalize_message(value, t),
+        Kind::Message(t) => normalize_message(value, t, trip),
         Kind::SchemaOrArray(t) | Kind::SchemaOrBool(t) | Kind::SchemaOrStrings(t) => {
             let Some(Kind::Message(schema)) = t
                 .wire_fields()
@@ -225,10 +251,10 @@ fn normalize_kind(value: &mut Value, kind: Kind) {
                 return;
             };
             match value {
-                Value::Object(_) => normalize_message(value, schema),
+                Value::Object(_) => normalize_message(value, schema, trip),
                 Value::Array(items) => {
                     for item in items {
-                        normalize_message(item, schema);
+                        normalize_message(item, schema, trip);
                     }
                 }
                 _ => {}
