@@ -21,6 +21,7 @@ pub mod deployment;
 mod discovery;
 pub mod disruption;
 pub mod endpoints;
+pub mod ephemeral_volume;
 pub mod error;
 pub mod garbage_collector;
 pub mod job;
@@ -30,11 +31,13 @@ pub mod node_lifecycle;
 pub mod pod_gc;
 pub mod replicaset;
 pub mod resource_quota;
+pub mod role_aggregation;
 pub mod root_ca;
 pub mod service_account;
 pub mod statefulset;
 pub mod taint_eviction;
 pub mod ttl_after_finished;
+pub mod volume_binder;
 pub mod volume_protection;
 
 pub use config::{Config, ConfigError};
@@ -115,6 +118,21 @@ pub const CONTROLLERS: &[Entry] = &[
     entry!("statefulset-controller", "statefulset", statefulset),
     entry!("disruption-controller", "disruption", disruption),
     entry!("resourcequota-controller", "resourcequota", resource_quota),
+    entry!(
+        "persistentvolume-binder-controller",
+        "persistentvolume-binder",
+        volume_binder
+    ),
+    entry!(
+        "ephemeral-volume-controller",
+        "ephemeral-volume",
+        ephemeral_volume
+    ),
+    entry!(
+        "clusterrole-aggregation-controller",
+        "clusterrole-aggregation",
+        role_aggregation
+    ),
     entry!(
         "persistentvolumeclaim-protection-controller",
         "pvc-protection",
