@@ -33,6 +33,8 @@ pub enum EventKind {
     PodUpdate,
     /// A namespace came or its labels changed.
     NamespaceUpdate,
+    /// A claim, a persistent volume or a storage class came, changed or went.
+    StorageUpdate,
 }
 
 impl EventKind {
@@ -50,6 +52,7 @@ impl EventKind {
             EventKind::AssignedPodDelete => "AssignedPodDelete",
             EventKind::PodUpdate => "PodUpdate",
             EventKind::NamespaceUpdate => "NamespaceUpdate",
+            EventKind::StorageUpdate => "StorageUpdate",
         }
     }
 }

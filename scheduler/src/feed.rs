@@ -6,8 +6,11 @@ use std::fmt::Debug;
 
 use futures::TryStreamExt;
 use k8s_openapi::api::apps::v1::{ReplicaSet, StatefulSet};
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod, ReplicationController, Service};
+use k8s_openapi::api::core::v1::{
+    Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, ReplicationController, Service,
+};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::storage::v1::StorageClass;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
@@ -33,6 +36,12 @@ pub enum Object {
     StatefulSet(Box<StatefulSet>),
     /// A disruption budget.
     Budget(Box<PodDisruptionBudget>),
+    /// A claim.
+    Claim(Box<PersistentVolumeClaim>),
+    /// A persistent volume.
+    Volume(Box<PersistentVolume>),
+    /// A storage class.
+    Class(Box<StorageClass>),
 }
 
 /// The kinds that are watched.
@@ -54,10 +63,16 @@ pub enum Kind {
     StatefulSet,
     /// Disruption budgets.
     Budget,
+    /// Claims.
+    Claim,
+    /// Persistent volumes.
+    Volume,
+    /// Storage classes.
+    Class,
 }
 
 /// All kinds that must be listed once before the first pod is placed.
-pub const KINDS: [Kind; 8] = [
+pub const KINDS: [Kind; 11] = [
     Kind::Pod,
     Kind::Node,
     Kind::Namespace,
@@ -66,6 +81,9 @@ pub const KINDS: [Kind; 8] = [
     Kind::ReplicaSet,
     Kind::StatefulSet,
     Kind::Budget,
+    Kind::Claim,
+    Kind::Volume,
+    Kind::Class,
 ];
 
 /// Something that happened.
@@ -149,6 +167,33 @@ pub fn start(client: &Client, inputs: mpsc::Sender<Input>, shutdown: &Cancellati
         Kind::StatefulSet,
         key,
         |o| Object::StatefulSet(Box::new(o)),
+        i(),
+        shutdown,
+    );
+    spawn(
+        Api::all(c()),
+        all.clone(),
+        Kind::Claim,
+        key,
+        |o| Object::Claim(Box::new(o)),
+        i(),
+        shutdown,
+    );
+    spawn(
+        Api::all(c()),
+        all.clone(),
+        Kind::Volume,
+        key,
+        |o| Object::Volume(Box::new(o)),
+        i(),
+        shutdown,
+    );
+    spawn(
+        Api::all(c()),
+        all.clone(),
+        Kind::Class,
+        key,
+        |o| Object::Class(Box::new(o)),
         i(),
         shutdown,
     );

@@ -4,7 +4,7 @@
 //! it returns what is to be written. [`run`] feeds it from the API and does the writing. Within, [`queue`] decides whose turn
 //! it is, [`algorithm`] runs the [`framework`] with the [`plugins`] over a [`snapshot`], and [`cache`] keeps that snapshot.
 //!
-//! Invariants: it writes only bindings, pod status, events and evictions for preemption; a decision costs the
+//! Invariants: it writes only bindings, pod status, events, evictions for preemption and promises of volumes; a decision costs the
 //! same however many pods are placed already.
 
 pub mod algorithm;
@@ -23,6 +23,7 @@ pub mod resources;
 pub mod run;
 pub mod scheduler;
 pub mod snapshot;
+pub mod storage;
 pub mod writer;
 
 pub use run::{Config, run};

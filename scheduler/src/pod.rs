@@ -267,6 +267,8 @@ pub struct PendingPod {
     pub container_count: usize,
     /// `spec.schedulingGates`, by name.
     pub gates: Vec<String>,
+    /// The claims of its volumes.
+    pub claims: Vec<PodClaim>,
     /// Whether `spec.preemptionPolicy` is `Never`.
     pub never_preempts: bool,
     /// The controlling owner: API version, kind, name.
@@ -275,6 +277,31 @@ pub struct PendingPod {
     pub condition: Option<ScheduledCondition>,
     /// `metadata.generation`.
     pub generation: Option<i64>,
+}
+
+/// A claim that a pod uses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PodClaim {
+    /// Its name; that of an ephemeral volume is made of those of pod and volume.
+    pub name: String,
+    /// Whether it is made for this pod alone.
+    pub ephemeral: bool,
+}
+
+impl PodClaim {
+    fn of(pod: &str, volume: &k8s_openapi::api::core::v1::Volume) -> Option<Self> {
+        match (&volume.persistent_volume_claim, &volume.ephemeral) {
+            (Some(source), _) => Some(PodClaim {
+                name: source.claim_name.clone(),
+                ephemeral: false,
+            }),
+            (None, Some(_)) => Some(PodClaim {
+                name: format!("{pod}-{}", volume.name),
+                ephemeral: true,
+            }),
+            (None, None) => None,
+        }
+    }
 }
 
 impl PodInfo {
@@ -442,6 +469,10 @@ impl PendingPod {
                 .into_iter()
                 .flatten()
                 .map(|g| g.name.clone())
+                .collect(),
+            claims: volumes
+                .iter()
+                .filter_map(|v| PodClaim::of(&info.name, v))
                 .collect(),
             never_preempts: spec.and_then(|s| s.preemption_policy.as_deref()) == Some("Never"),
             owner: pod

@@ -18,6 +18,7 @@ use crate::plugins::default_framework;
 use crate::queue::Backoff;
 use crate::scheduler::{Action, Outcome, Scheduler};
 use crate::snapshot::Snapshot;
+use crate::storage::{Claim, Class, Volume};
 use crate::writer::{Binding, Writer};
 
 /// How many events may wait to be taken in.
@@ -325,6 +326,27 @@ fn apply(scheduler: &mut Scheduler, object: Object, now: Instant) {
                 .budgets
                 .insert(key(&*budget), *budget);
         }
+        Object::Claim(claim) => {
+            let new = Claim::from_api(&claim);
+            let storage = &mut scheduler.snapshot_mut().storage;
+            if storage.claims.insert(key(&*claim), new.clone()) != Some(new) {
+                scheduler.storage_changed(now);
+            }
+        }
+        Object::Volume(volume) => {
+            let new = Volume::from_api(&volume);
+            let storage = &mut scheduler.snapshot_mut().storage;
+            if storage.volumes.insert(key(&*volume), new.clone()) != Some(new) {
+                scheduler.storage_changed(now);
+            }
+        }
+        Object::Class(class) => {
+            let new = Class::from_api(&class);
+            let storage = &mut scheduler.snapshot_mut().storage;
+            if storage.classes.insert(key(&*class), new.clone()) != Some(new) {
+                scheduler.storage_changed(now);
+            }
+        }
     }
 }
 
@@ -379,7 +401,14 @@ fn owner_kind(kind: Kind) -> Option<&'static str> {
         Kind::ReplicationController => Some("ReplicationController"),
         Kind::ReplicaSet => Some("ReplicaSet"),
         Kind::StatefulSet => Some("StatefulSet"),
-        Kind::Pod | Kind::Node | Kind::Namespace | Kind::Service | Kind::Budget => None,
+        Kind::Pod
+        | Kind::Node
+        | Kind::Namespace
+        | Kind::Service
+        | Kind::Budget
+        | Kind::Claim
+        | Kind::Volume
+        | Kind::Class => None,
     }
 }
 
@@ -391,6 +420,15 @@ fn delete(scheduler: &mut Scheduler, kind: Kind, id: &str, now: Instant) {
         Kind::Service => remove_service(scheduler.snapshot_mut(), id),
         Kind::Budget => {
             scheduler.snapshot_mut().budgets.remove(id);
+        }
+        Kind::Claim => {
+            scheduler.snapshot_mut().storage.claims.remove(id);
+        }
+        Kind::Volume => {
+            scheduler.snapshot_mut().storage.volumes.remove(id);
+        }
+        Kind::Class => {
+            scheduler.snapshot_mut().storage.classes.remove(id);
         }
         Kind::ReplicationController | Kind::ReplicaSet | Kind::StatefulSet => {
             if let Some(owner) = owner_kind(kind) {
@@ -411,6 +449,9 @@ fn prune(scheduler: &mut Scheduler, kind: Kind, present: &HashSet<String>, now: 
         Kind::Node => snapshot.node_names().map(str::to_owned).collect(),
         Kind::Namespace => snapshot.namespace_names().map(str::to_owned).collect(),
         Kind::Budget => snapshot.budgets.keys().cloned().collect(),
+        Kind::Claim => snapshot.storage.claims.keys().cloned().collect(),
+        Kind::Volume => snapshot.storage.volumes.keys().cloned().collect(),
+        Kind::Class => snapshot.storage.classes.keys().cloned().collect(),
         Kind::Service => sources
             .services
             .iter()

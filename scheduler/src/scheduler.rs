@@ -14,6 +14,7 @@ use crate::framework::{FailedCycle, Framework, PluginSet, PostFilter};
 use crate::labels::Labels;
 use crate::node::NodeSpec;
 use crate::nominator::Nominator;
+use crate::plugins::volume_binding::{self, VolumeWrite};
 use crate::pod::{PendingPod, PodInfo, ScheduledCondition};
 use crate::queue::{Backoff, Counts, Queue, QueuedPod};
 
@@ -29,6 +30,8 @@ pub enum Action {
         pod: Arc<PodInfo>,
         /// The node.
         node: String,
+        /// What has to be written for its volumes first.
+        volumes: Vec<VolumeWrite>,
         /// How often it was tried.
         attempts: u32,
         /// When it was first tried.
@@ -292,6 +295,11 @@ impl Scheduler {
         }
     }
 
+    /// Something about claims, volumes or classes changed.
+    pub fn storage_changed(&mut self, now: Instant) {
+        self.happened(&ClusterEvent::Other(EventKind::StorageUpdate), now);
+    }
+
     // ---- attempts ----
 
     /// Tries the next pod; `None` when none is ready.
@@ -320,11 +328,13 @@ impl Scheduler {
             .schedule(snapshot, &self.framework, &self.nominator, &pod)
         {
             Ok(selected) => {
+                let volumes = volume_binding::writes(snapshot, &pod, &selected.node);
                 self.cache.assume(Arc::new(info.assumed_on(&selected.node)));
                 self.nominator.clear(&info.uid);
                 let action = Action::Bind {
                     pod: info.clone(),
                     node: selected.node,
+                    volumes,
                     attempts: queued.attempts,
                     first_attempt: queued.first_attempt.unwrap_or(now),
                 };

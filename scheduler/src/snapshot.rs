@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use crate::labels::{Labels, Selector};
 use crate::node::{NodeInfo, NodeSpec};
 use crate::pod::{AffinityTerm, PodInfo};
+use crate::storage::Storage;
 
 /// How many selectors are counted at most; the least recently asked for is dropped.
 const MAX_COUNTED: usize = 64;
@@ -120,6 +121,8 @@ pub struct Snapshot {
     soft_tainted: BTreeSet<usize>,
     /// Services and workloads, for the default spreading.
     pub sources: SelectorSources,
+    /// Claims, volumes and classes.
+    pub storage: Storage,
     /// Disruption budgets by `namespace/name`.
     pub budgets: BTreeMap<String, PodDisruptionBudget>,
     derived: Mutex<Derived>,

@@ -19,6 +19,8 @@ use tokio::sync::mpsc;
 use crate::pod::PodInfo;
 use crate::scheduler::Action;
 
+mod volumes;
+
 /// How many status writers there are; a pod always goes to the same one.
 const STATUS_WRITERS: usize = 4;
 /// How many status writes may wait for one writer.
@@ -91,11 +93,17 @@ impl Writer {
     /// Begins to carry out an action; waits only when too many status writes are queued.
     pub async fn act(&self, action: Action) {
         match action {
-            Action::Bind { pod, node, .. } => {
+            Action::Bind {
+                pod, node, volumes, ..
+            } => {
                 let (client, recorder) = (self.client.clone(), self.recorder.clone());
                 let done = self.bindings.clone();
                 tokio::spawn(async move {
-                    let result = bind(&client, &pod, &node).await.map_err(|e| describe(&e));
+                    let result = async {
+                        volumes::write(&client, &pod.namespace, &node, &volumes).await?;
+                        bind(&client, &pod, &node).await.map_err(|e| describe(&e))
+                    }
+                    .await;
                     if result.is_ok() {
                         let note = format!("Successfully assigned {} to {node}", pod.key());
                         let normal = EventType::Normal;
@@ -196,7 +204,7 @@ async fn bind(client: &Client, pod: &PodInfo, node: &str) -> Result<(), kube::Er
 }
 
 /// The API's own message where it gave one.
-fn describe(error: &kube::Error) -> String {
+pub(crate) fn describe(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) => status.message.clone(),
         other => other.to_string(),

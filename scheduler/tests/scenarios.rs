@@ -6,8 +6,10 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use keelson_scheduler::labels::Labels;
 use keelson_scheduler::plugins::default_framework;
+use keelson_scheduler::plugins::volume_binding::VolumeWrite;
 use keelson_scheduler::queue::Backoff;
 use keelson_scheduler::scheduler::{Action, Scheduler};
+use keelson_scheduler::storage::{Claim, Class, Volume};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -430,4 +432,125 @@ fn a_missed_deletion_is_found_by_the_next_list() {
     assert!(outcome(&mut scheduler, now).starts_with("0/1"));
     scheduler.pods_listed(&["web-1".to_owned()].into(), now);
     assert_eq!(outcome(&mut scheduler, now), "on n1");
+}
+
+/// A claim of `ns` in class `slow` (bound at once) or `local` (with its first consumer).
+fn claim(name: &str, over: Value) -> Claim {
+    let base = json!({"metadata": {"name": name, "namespace": "ns", "uid": name},
+        "spec": {"storageClassName": "local", "accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}});
+    Claim::from_api(&serde_json::from_value(merged(base, over)).unwrap())
+}
+
+fn volume(node: &str, size: &str, over: Value) -> Volume {
+    let base = json!({"metadata": {"name": "v"}, "status": {"phase": "Available"}, "spec": {
+        "storageClassName": "local", "accessModes": ["ReadWriteOnce"], "capacity": {"storage": size},
+        "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [
+            {"key": "kubernetes.io/hostname", "operator": "In", "values": [node]}]}]}}}});
+    Volume::from_api(&serde_json::from_value(merged(base, over)).unwrap())
+}
+
+#[test]
+fn pods_go_where_their_volumes_are() {
+    let now = Instant::now();
+    let bound = |volume: &str| json!({"metadata": {"annotations": {"pv.kubernetes.io/bind-completed": "yes"}}, "spec": {"volumeName": volume}});
+    let check = |claims: &[(&str, Value)], volumes: &[(&str, Volume)], want: &str| {
+        let nodes = vec![node("n1", json!({})), node("n2", json!({}))];
+        let mut scheduler = cluster(nodes, vec![], now);
+        let storage = &mut scheduler.snapshot_mut().storage;
+        for (name, mode, provisioner) in [
+            ("slow", "Immediate", "kubernetes.io/no-provisioner"),
+            (
+                "local",
+                "WaitForFirstConsumer",
+                "kubernetes.io/no-provisioner",
+            ),
+            ("disk", "WaitForFirstConsumer", "example.com/disk"),
+        ] {
+            let class = json!({"metadata": {"name": name}, "provisioner": provisioner, "volumeBindingMode": mode,
+                "allowedTopologies": [{"matchLabelExpressions": [{"key": "kubernetes.io/hostname", "values": ["n2"]}]}]});
+            let class = Class::from_api(&serde_json::from_value(class).unwrap());
+            storage.classes.insert(name.to_owned(), class);
+        }
+        for (name, over) in claims {
+            storage
+                .claims
+                .insert(format!("ns/{name}"), claim(name, over.clone()));
+        }
+        for (name, v) in volumes {
+            storage.volumes.insert((*name).to_owned(), v.clone());
+        }
+        let uses: Vec<Value> = ["c", "d"]
+            .iter()
+            .take(claims.len().max(1))
+            .map(|c| json!({"name": c, "persistentVolumeClaim": {"claimName": c}}))
+            .collect();
+        scheduler.pod_applied(&pod("web-1", json!({"spec": {"volumes": uses}})), now);
+        let attempt = scheduler.schedule_one(now).unwrap();
+        let got = attempt.actions.iter().find_map(|action| match action {
+            Action::Bind { node, volumes, .. } => {
+                let writes = volumes.iter().map(|w| match w {
+                    VolumeWrite::Promise { volume, claim, .. } => format!(" {claim}={volume}"),
+                    VolumeWrite::Select { claim, .. } => format!(" {claim}=made"),
+                });
+                Some(format!("{node}{}", writes.collect::<String>()))
+            }
+            Action::ReportFailure { message, .. } => Some(message.clone()),
+            _ => None,
+        });
+        let got = got.unwrap();
+        assert!(got.starts_with(want), "{claims:?}: {got}");
+    };
+    let no = "0/2 nodes are available: ";
+    check(
+        &[],
+        &[],
+        &format!("{no}persistentvolumeclaim \"c\" not found"),
+    );
+    let slow = json!({"spec": {"storageClassName": "slow"}});
+    check(
+        &[("c", slow)],
+        &[],
+        &format!("{no}pod has unbound immediate PersistentVolumeClaims"),
+    );
+    check(
+        &[("c", bound("v"))],
+        &[("v", volume("n2", "1Gi", json!({})))],
+        "n2",
+    );
+    check(
+        &[("c", bound("v")), ("d", bound("w"))],
+        &[
+            ("v", volume("n2", "1Gi", json!({}))),
+            ("w", volume("n1", "1Gi", json!({}))),
+        ],
+        &format!("{no}2 node(s) didn't match PersistentVolume's node affinity"),
+    );
+    // The first consumer chooses: the smallest that fits, each once, and only what is free.
+    let small = || volume("n1", "1Gi", json!({}));
+    check(
+        &[("c", json!({}))],
+        &[("big", volume("n1", "9Gi", json!({}))), ("small", small())],
+        "n1 c=small",
+    );
+    check(
+        &[("c", json!({})), ("d", json!({}))],
+        &[("v1", small()), ("v2", volume("n2", "1Gi", json!({})))],
+        &format!("{no}2 node(s) didn't find available persistent volumes to bind"),
+    );
+    check(
+        &[("c", json!({})), ("d", json!({}))],
+        &[("v1", small()), ("v2", small())],
+        "n1 c=v1 d=v2",
+    );
+    let held = json!({"spec": {"claimRef": {"namespace": "ns", "name": "other", "uid": "x"}}});
+    check(
+        &[("c", json!({}))],
+        &[("v", volume("n1", "1Gi", held))],
+        &format!("{no}2 node(s) didn't find available persistent volumes to bind"),
+    );
+    check(
+        &[("c", json!({"spec": {"storageClassName": "disk"}}))],
+        &[],
+        "n2 c=made",
+    );
 }

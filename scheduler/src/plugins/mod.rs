@@ -13,6 +13,7 @@ pub mod pod_topology_spread;
 pub mod priority_sort;
 pub mod scheduling_gates;
 pub mod taint_toleration;
+pub mod volume_binding;
 
 use std::sync::Arc;
 
@@ -33,6 +34,7 @@ pub fn default_framework(scheduler_name: &str) -> Framework {
         .filter(affinity.clone())
         .filter(Arc::new(node_ports::NodePorts))
         .filter(fit.clone())
+        .filter(Arc::new(volume_binding::VolumeBinding))
         .filter(spread.clone())
         .filter(pods.clone())
         .score(3, taints)
