@@ -17,6 +17,7 @@ use crate::podutil;
 use crate::resources;
 
 pub mod atomic;
+pub mod claim;
 pub mod container_mounts;
 pub mod host_path;
 pub mod mounts;
@@ -25,6 +26,7 @@ pub mod payload;
 pub mod token;
 
 use atomic::Payload;
+use claim::{Backing, Claims, claim_name};
 use payload::Sources;
 use token::Tokens;
 
@@ -55,6 +57,7 @@ pub struct Volumes {
     pods_dir: PathBuf,
     objects: Arc<Objects>,
     tokens: Tokens,
+    claims: Claims,
     clock: Clock,
 }
 
@@ -69,7 +72,8 @@ impl Volumes {
         Volumes {
             pods_dir,
             objects,
-            tokens: Tokens::new(client, clock.clone()),
+            tokens: Tokens::new(client.clone(), clock.clone()),
+            claims: Claims::new(client),
             clock,
         }
     }
@@ -174,6 +178,10 @@ impl Volumes {
                     .map_err(io::Error::other)
             })
             .await;
+        } else if let Some(name) = claim_name(pod, v) {
+            let backing = self.claims.resolve(pod, v, &name).await?;
+            let (group, on_mismatch) = (fs_group(pod), change_policy(pod));
+            return blocking(move || own_backing(backing, group, on_mismatch)).await;
         } else {
             return Err(format!(
                 "the volume type {:?} is not supported by this kubelet",
@@ -202,6 +210,7 @@ impl Volumes {
     /// of its plugins.
     pub async fn tear_down(&self, uid: &str) -> Result<(), String> {
         self.tokens.forget(uid);
+        self.claims.forget(uid);
         let pod_dir = self.pods_dir.join(uid);
         blocking(move || {
             let dirs = ["volumes", "volume-subpaths"].map(|below| pod_dir.join(below));
@@ -326,6 +335,20 @@ fn empty_dir(
         ownership::give_to_group(dir, group, false)?;
     }
     Ok(())
+}
+
+/// What is behind a claim, given to the pod's group where it is the pod's to own.
+fn own_backing(backing: Backing, group: Option<u32>, on_mismatch: bool) -> io::Result<Mounted> {
+    let read_only = backing.read_only;
+    if let Some(group) = group.filter(|_| backing.owned && !read_only)
+        && !(on_mismatch && ownership::top_matches(&backing.path, group)?)
+    {
+        ownership::give_to_group(&backing.path, group, read_only)?;
+    }
+    Ok(Mounted {
+        path: backing.path,
+        read_only,
+    })
 }
 
 /// The name of the volume's source field.
