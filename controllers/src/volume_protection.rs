@@ -9,10 +9,10 @@ use keelson_runtime::ObjectKey;
 use keelson_runtime::controller::{Action, Controller};
 use keelson_runtime::informer::Event;
 use keelson_runtime::workqueue::WorkQueue;
-use kube::api::{ListParams, Patch, PatchParams};
+use kube::api::{ListParams, PostParams};
 use kube::{Api, Resource};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::json;
 
 use crate::common::pods::node_name;
 use crate::common::{controller_of, enqueue_all, name, namespace, uid};
@@ -84,16 +84,15 @@ fn is_bound(volume: &PersistentVolume) -> bool {
     volume.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Bound")
 }
 
-/// Writes the finalizers, provided that the object is as it was read.
-async fn write<K>(api: &Api<K>, meta: &ObjectMeta, finalizers: Vec<&str>) -> Result<Action, Error>
+/// Writes the finalizers, provided that the object is as it was read. An update and no patch: the controllers' roles have no more.
+async fn write<K>(api: &Api<K>, object: &K, finalizers: Vec<String>) -> Result<Action, Error>
 where
-    K: Resource + Clone + DeserializeOwned + std::fmt::Debug,
+    K: Resource + Clone + Serialize + DeserializeOwned + std::fmt::Debug,
 {
-    let patch = Patch::Merge(json!({"metadata": {
-        "uid": meta.uid, "resourceVersion": meta.resource_version, "finalizers": finalizers,
-    }}));
+    let mut changed = object.clone();
+    changed.meta_mut().finalizers = Some(finalizers);
     match api
-        .patch_metadata(name(meta), &PatchParams::default(), &patch)
+        .replace(name(object.meta()), &PostParams::default(), &changed)
         .await
     {
         Err(error) if is_conflict(&error) => Ok(Action::Retry),
@@ -101,20 +100,20 @@ where
     }
 }
 
-async fn add<K>(api: &Api<K>, meta: &ObjectMeta, finalizer: &str) -> Result<Action, Error>
+async fn add<K>(api: &Api<K>, object: &K, finalizer: &str) -> Result<Action, Error>
 where
-    K: Resource + Clone + DeserializeOwned + std::fmt::Debug,
+    K: Resource + Clone + Serialize + DeserializeOwned + std::fmt::Debug,
 {
-    let had = meta.finalizers.iter().flatten().map(String::as_str);
-    write(api, meta, had.chain([finalizer]).collect()).await
+    let had = object.meta().finalizers.iter().flatten().cloned();
+    write(api, object, had.chain([finalizer.to_owned()]).collect()).await
 }
 
-async fn remove<K>(api: &Api<K>, meta: &ObjectMeta, finalizer: &str) -> Result<Action, Error>
+async fn remove<K>(api: &Api<K>, object: &K, finalizer: &str) -> Result<Action, Error>
 where
-    K: Resource + Clone + DeserializeOwned + std::fmt::Debug,
+    K: Resource + Clone + Serialize + DeserializeOwned + std::fmt::Debug,
 {
-    let had = meta.finalizers.iter().flatten().map(String::as_str);
-    write(api, meta, had.filter(|f| *f != finalizer).collect()).await
+    let had = object.meta().finalizers.iter().flatten().cloned();
+    write(api, object, had.filter(|f| f != finalizer).collect()).await
 }
 
 /// The controller of claims.
@@ -162,7 +161,7 @@ pub mod claims {
                         Api::namespaced(client.clone(), &key.namespace);
                     match plan(&claim.metadata, CLAIM_FINALIZER) {
                         Plan::Keep => Ok(Action::Done),
-                        Plan::Add => add(&api, &claim.metadata, CLAIM_FINALIZER).await,
+                        Plan::Add => add(&api, &*claim, CLAIM_FINALIZER).await,
                         Plan::RemoveUnlessUsed => {
                             let known = pods.store().by_index(BY_CLAIM, &key.to_string());
                             if known.iter().any(|pod| uses(pod, &claim)) {
@@ -174,7 +173,7 @@ pub mod claims {
                             if live.items.iter().any(|pod| uses(pod, &claim)) {
                                 return Ok(Action::Done);
                             }
-                            remove(&api, &claim.metadata, CLAIM_FINALIZER).await
+                            remove(&api, &*claim, CLAIM_FINALIZER).await
                         }
                     }
                 }
@@ -208,11 +207,9 @@ pub mod volumes {
                     let api: Api<PersistentVolume> = Api::all(client);
                     match plan(&volume.metadata, VOLUME_FINALIZER) {
                         Plan::Keep => Ok(Action::Done),
-                        Plan::Add => add(&api, &volume.metadata, VOLUME_FINALIZER).await,
+                        Plan::Add => add(&api, &*volume, VOLUME_FINALIZER).await,
                         Plan::RemoveUnlessUsed if is_bound(&volume) => Ok(Action::Done),
-                        Plan::RemoveUnlessUsed => {
-                            remove(&api, &volume.metadata, VOLUME_FINALIZER).await
-                        }
+                        Plan::RemoveUnlessUsed => remove(&api, &*volume, VOLUME_FINALIZER).await,
                     }
                 }
             })
@@ -224,7 +221,7 @@ pub mod volumes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::Value;
+    use serde_json::{Value, json};
 
     #[test]
     fn finalizers_come_and_go() {
