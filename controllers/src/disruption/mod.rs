@@ -25,7 +25,7 @@ use serde_json::json;
 
 use crate::common::pods::{condition, is_deleting, is_ready};
 use crate::common::{Selector, controller_of, enqueue_all, labels, name, namespace};
-use crate::error::{Error, ignore_not_found, is_conflict};
+use crate::error::{Error, ignore_not_found, is_conflict, is_not_found};
 use crate::{Context, synced};
 
 /// A pod whose eviction was granted counts as gone for so long (upstream `DeletionTimeout`).
@@ -117,6 +117,15 @@ fn scaled(value: &IntOrString, total: i32) -> i32 {
             i32::try_from(part).unwrap_or(i32::MAX)
         }
     }
+}
+
+/// Whether this controller's role lets it read the owner itself; of all others it may read the scale alone.
+fn is_readable(owner: &OwnerReference) -> bool {
+    let group = owner.api_version.split_once('/').map_or("", |(g, _)| g);
+    matches!(
+        (group, owner.kind.as_str()),
+        ("apps", "Deployment" | "ReplicaSet" | "StatefulSet") | ("", "ReplicationController")
+    )
 }
 
 /// Whether the scales of the pods' controllers must be known.
@@ -391,6 +400,16 @@ impl Keeper {
             let resource = self.resource(&owner.api_version, &owner.kind).await?;
             let api: Api<DynamicObject> =
                 Api::namespaced_with(self.client.clone(), space, &resource);
+            if !is_readable(&owner) {
+                let scale = match api.get_scale(&owner.name).await {
+                    Ok(scale) => scale,
+                    Err(error) if is_not_found(&error) => return Ok(None),
+                    Err(error) => return Err(error.into()),
+                };
+                let same = scale.metadata.uid.as_ref() == Some(&owner.uid);
+                let count = scale.spec.and_then(|spec| spec.replicas).unwrap_or(0);
+                return Ok(same.then_some((owner.uid, count)));
+            }
             let Some(object) = api.get_metadata_opt(&owner.name).await? else {
                 return Ok(None);
             };
@@ -521,5 +540,22 @@ mod tests {
         assert_eq!(kept.keys().collect::<Vec<_>>(), ["a"]);
         assert_eq!(failed.len(), 1);
         assert_eq!(wait, Some(Duration::from_secs(100)));
+    }
+
+    #[test]
+    fn what_the_role_may_read() {
+        for (api_version, kind, want) in [
+            ("apps/v1", "ReplicaSet", true),
+            ("v1", "ReplicationController", true),
+            ("apps/v1", "DaemonSet", false),
+            ("example.com/v1", "StatefulSet", false),
+        ] {
+            let owner = OwnerReference {
+                api_version: api_version.to_owned(),
+                kind: kind.to_owned(),
+                ..OwnerReference::default()
+            };
+            assert_eq!(is_readable(&owner), want, "{api_version} {kind}");
+        }
     }
 }

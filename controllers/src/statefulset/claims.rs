@@ -5,9 +5,8 @@ use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use keelson_runtime::events::{Recorder, reference};
 use keelson_runtime::informer::Informer;
-use kube::api::{Patch, PatchParams};
+use kube::api::PostParams;
 use kube::{Api, Client};
-use serde_json::json;
 
 use super::plan::{claim_name, claim_templates, in_range, ordinal};
 use crate::common::{controller_of, controller_reference, name, namespace, owners, uid};
@@ -84,15 +83,10 @@ pub async fn keep_owners(
                 format!("PersistentVolumeClaim {own} has a conflicting OwnerReference that acts as a manging controller, the retention policy is ignored for this claim"),
             );
         }
-        let patch = Patch::Merge(json!({"metadata": {
-            "uid": claim.metadata.uid,
-            "resourceVersion": claim.metadata.resource_version,
-            "ownerReferences": wanted,
-        }}));
-        ignore_not_found(
-            api.patch_metadata(&own, &PatchParams::default(), &patch)
-                .await,
-        )?;
+        // An update and no patch: the controller's role has no more.
+        let mut changed = (*claim).clone();
+        changed.metadata.owner_references = Some(wanted);
+        ignore_not_found(api.replace(&own, &PostParams::default(), &changed).await)?;
     }
     Ok(())
 }
@@ -122,6 +116,7 @@ pub fn is_stale(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
     fn the_policy_decides_who_owns_a_claim() {
