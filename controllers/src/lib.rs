@@ -143,6 +143,11 @@ pub const CONTROLLERS: &[Entry] = &[
         "pv-protection",
         volume_protection::volumes
     ),
+    entry!(
+        "volumeattributesclass-protection-controller",
+        "",
+        volume_protection::classes
+    ),
     entry!("node-ipam-controller", "nodeipam", node_ipam),
     entry!(
         "garbage-collector-controller",

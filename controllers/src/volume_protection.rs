@@ -1,13 +1,14 @@
-//! Claims and volumes that are in use outlive their deletion: admission puts a finalizer on each, and these controllers take it
-//! off once nobody uses the object (upstream `pvcprotection` and `pvprotection`).
+//! Claims, volumes and classes of their attributes that are in use outlive their deletion: admission puts a finalizer on each, and
+//! these controllers take it off once nobody uses the object (upstream `pvcprotection`, `pvprotection`, `vacprotection`).
 
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::storage::v1::VolumeAttributesClass;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use keelson_runtime::ObjectKey;
 use keelson_runtime::controller::{Action, Controller};
-use keelson_runtime::informer::Event;
+use keelson_runtime::informer::{Event, Informer};
 use keelson_runtime::workqueue::WorkQueue;
 use kube::api::{ListParams, PostParams};
 use kube::{Api, Resource};
@@ -23,6 +24,10 @@ use crate::{Context, synced};
 const CLAIM_FINALIZER: &str = "kubernetes.io/pvc-protection";
 /// On volumes.
 const VOLUME_FINALIZER: &str = "kubernetes.io/pv-protection";
+/// On classes of volume attributes.
+const CLASS_FINALIZER: &str = "kubernetes.io/vac-protection";
+/// The index of claims and volumes by the classes of attributes that they name.
+const BY_ATTRIBUTES: &str = "attributes";
 /// The index of pods by the claims that they name.
 const BY_CLAIM: &str = "claims";
 
@@ -218,6 +223,99 @@ pub mod volumes {
     }
 }
 
+/// The classes of volume attributes that a claim has, asks for, or is being changed to.
+fn attributes_of_claim(claim: &PersistentVolumeClaim) -> Vec<String> {
+    let status = claim.status.as_ref();
+    let target = status
+        .and_then(|s| s.modify_volume_status.as_ref())
+        .and_then(|m| m.target_volume_attributes_class_name.clone());
+    let asked = claim
+        .spec
+        .as_ref()
+        .and_then(|s| s.volume_attributes_class_name.clone());
+    let current = status.and_then(|s| s.current_volume_attributes_class_name.clone());
+    let all = asked.into_iter().chain(current).chain(target);
+    all.filter(|name| !name.is_empty()).collect()
+}
+
+/// The class of volume attributes that a volume has.
+fn attributes_of_volume(volume: &PersistentVolume) -> Vec<String> {
+    let own = volume
+        .spec
+        .as_ref()
+        .and_then(|s| s.volume_attributes_class_name.clone());
+    own.into_iter().filter(|name| !name.is_empty()).collect()
+}
+
+/// The controller of classes of volume attributes (upstream `vacprotection`).
+pub mod classes {
+    use super::*;
+
+    /// Asks for every class that an object names, or named.
+    fn follow<K: Resource + 'static>(
+        informer: &Informer<K>,
+        queue: &Arc<WorkQueue<ObjectKey>>,
+        names: fn(&K) -> Vec<String>,
+    ) {
+        let queue = queue.clone();
+        informer.on_event(move |event| {
+            let old = match event {
+                Event::Updated { old, .. } => names(old),
+                Event::Added { .. } | Event::Deleted { .. } => Vec::new(),
+            };
+            for class in names(event.object()).into_iter().chain(old) {
+                queue.add(ObjectKey::cluster(class));
+            }
+        });
+    }
+
+    /// Runs until the context's shutdown.
+    ///
+    /// # Errors
+    /// None; what fails is tried again.
+    pub async fn run(context: Context) -> anyhow::Result<()> {
+        let classes = context.informers.informer::<VolumeAttributesClass>();
+        let claims = context.informers.informer::<PersistentVolumeClaim>();
+        let volumes = context.informers.informer::<PersistentVolume>();
+        claims.store().add_index(BY_ATTRIBUTES, attributes_of_claim);
+        volumes
+            .store()
+            .add_index(BY_ATTRIBUTES, attributes_of_volume);
+        let queue: Arc<WorkQueue<ObjectKey>> = WorkQueue::new("vacprotection", &context.metrics);
+        enqueue_all(&classes, &queue);
+        follow(&claims, &queue, attributes_of_claim);
+        follow(&volumes, &queue, attributes_of_volume);
+        synced!(classes, claims, volumes);
+        let client = context.client("volumeattributesclass-protection-controller");
+        Controller::new("volumeattributesclass-protection-controller", queue)
+            .run(context.shutdown.clone(), move |key: ObjectKey| {
+                let (client, classes) = (client.clone(), classes.clone());
+                let (claims, volumes) = (claims.clone(), volumes.clone());
+                async move {
+                    let Some(class) = classes.store().get(&key) else {
+                        return Ok(Action::Done);
+                    };
+                    let api: Api<VolumeAttributesClass> = Api::all(client);
+                    let used = || {
+                        !claims.store().by_index(BY_ATTRIBUTES, &key.name).is_empty()
+                            || !volumes
+                                .store()
+                                .by_index(BY_ATTRIBUTES, &key.name)
+                                .is_empty()
+                    };
+                    match plan(&class.metadata, CLASS_FINALIZER) {
+                        Plan::Keep => Ok(Action::Done),
+                        Plan::Add => add(&api, &*class, CLASS_FINALIZER).await,
+                        Plan::RemoveUnlessUsed if used() => Ok(Action::Done),
+                        Plan::RemoveUnlessUsed => remove(&api, &*class, CLASS_FINALIZER).await,
+                    }
+                }
+            })
+            .await;
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -271,5 +369,18 @@ mod tests {
         own["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
         own["metadata"]["deletionGracePeriodSeconds"] = json!(0);
         check(own, &claim("p-v", owner("u")), false);
+    }
+
+    #[test]
+    fn which_attributes_are_in_use() {
+        let claim: PersistentVolumeClaim = serde_json::from_value(json!({"spec": {"volumeAttributesClassName": "gold"},
+            "status": {"currentVolumeAttributesClassName": "silver",
+                "modifyVolumeStatus": {"status": "Pending", "targetVolumeAttributesClassName": "bronze"}}}))
+        .unwrap();
+        assert_eq!(attributes_of_claim(&claim), ["gold", "silver", "bronze"]);
+        assert!(attributes_of_claim(&PersistentVolumeClaim::default()).is_empty());
+        let volume: PersistentVolume =
+            serde_json::from_value(json!({"spec": {"volumeAttributesClassName": "gold"}})).unwrap();
+        assert_eq!(attributes_of_volume(&volume), ["gold"]);
     }
 }
