@@ -280,12 +280,15 @@ async fn proxy(
         _ => ("node", "NodeProxyOptions"),
     };
     let asked = ProxyName::parse(&call.info.name, resource)?;
-    let Some(rest) = path_behind(call.parts.uri.path(), call.served.row.namespaced) else {
-        return redirect(call);
+    let rest = match path_behind(call.parts.uri.path(), call.served.row.namespaced) {
+        Some(rest) => rest,
+        None if matches!(call.parts.method, Method::GET | Method::HEAD) => return redirect(call),
+        // Other methods would not be repeated at the new place as they are.
+        None => "",
     };
     let rest_len = rest.len();
     let options = json!({ "apiVersion": "v1", "kind": kind, "path": rest });
-    let mut path = rest.to_owned();
+    let mut path = if rest.is_empty() { "/" } else { rest }.to_owned();
     if let Some(query) = call.parts.uri.query() {
         path = format!("{path}?{query}");
     }
