@@ -1,7 +1,8 @@
 //! Runs an upstream `e2e.test` binary against a cluster and sums up what it reports.
 //!
 //! Specs that may run side by side go through a pool of processes in small batches, so that one slow spec holds up
-//! nobody; serial ones run afterwards, one at a time.
+//! nobody; serial ones run afterwards, one at a time. A run that is interrupted lets its processes clean up, and
+//! reports what it has.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -11,13 +12,19 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
-use tokio::process::Command;
+use tokio::process::{Child, Command};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 /// Specs given to one process at a time: its start costs about a second, and a batch holds its other specs up.
 const BATCH: usize = 5;
-/// A batch that takes longer hangs; upstream's slowest spec takes about ten minutes.
+/// A batch that takes longer is interrupted: the longest wait of a single spec is fifteen minutes.
 const BATCH_LIMIT: Duration = Duration::from_secs(3600);
+/// What an interrupted process has to clean up and to write its report.
+const CLEAN_UP: Duration = Duration::from_secs(120);
 
 /// What to run, and where.
 #[derive(Clone, Debug)]
@@ -38,16 +45,27 @@ pub struct Options {
     pub procs: usize,
 }
 
+/// How a spec can go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// As it should.
+    Passed,
+    /// It found something wrong, or did not come to its end.
+    Failed,
+    /// It found that it does not apply to this cluster.
+    Skipped,
+}
+
 /// How one spec went.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outcome {
     /// Its whole name.
     pub name: String,
-    /// True when it passed.
-    pub passed: bool,
+    /// What came of it.
+    pub verdict: Verdict,
     /// Seconds it took.
     pub seconds: f64,
-    /// Why it failed.
+    /// Why it failed or was skipped.
     pub message: String,
 }
 
@@ -86,7 +104,8 @@ struct Failure {
     message: String,
 }
 
-/// Reads a ginkgo JSON report: every spec that was not skipped.
+/// Reads a ginkgo JSON report: every spec that was chosen. Ginkgo calls skipped both what was not chosen and what found
+/// at run time that it does not apply; only the latter took time and said why.
 fn read_report(json: &[u8]) -> anyhow::Result<Vec<Outcome>> {
     let suites: Vec<SuiteReport> =
         serde_json::from_slice(json).context("the report is not ginkgo's")?;
@@ -94,7 +113,11 @@ fn read_report(json: &[u8]) -> anyhow::Result<Vec<Outcome>> {
         .into_iter()
         .flat_map(|suite| suite.spec_reports.unwrap_or_default());
     let ran = specs.filter(|spec| {
-        spec.leaf_node_type == "It" && !matches!(spec.state.as_str(), "skipped" | "pending")
+        let chosen = match spec.state.as_str() {
+            "skipped" => spec.failure.is_some(),
+            state => state != "pending",
+        };
+        spec.leaf_node_type == "It" && chosen
     });
     Ok(ran
         .map(|spec| {
@@ -102,7 +125,11 @@ fn read_report(json: &[u8]) -> anyhow::Result<Vec<Outcome>> {
             texts.push(spec.leaf_node_text);
             Outcome {
                 name: texts.join(" "),
-                passed: spec.state == "passed",
+                verdict: match spec.state.as_str() {
+                    "passed" => Verdict::Passed,
+                    "skipped" => Verdict::Skipped,
+                    _ => Verdict::Failed,
+                },
                 seconds: spec.run_time / 1e9,
                 message: spec
                     .failure
@@ -152,15 +179,34 @@ pub async fn run(options: &Options) -> anyhow::Result<Report> {
         options.procs,
         serial.len()
     );
+    let stop = CancellationToken::new();
+    let guard = stop.clone().drop_guard();
+    let interrupted = stop.clone();
+    let (mut int, mut term) = (
+        signal(SignalKind::interrupt())?,
+        signal(SignalKind::terminate())?,
+    );
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = int.recv() => {}
+            _ = term.recv() => {}
+            () = interrupted.cancelled() => return,
+        }
+        println!("interrupted: waiting until the specs that run have cleaned up");
+        interrupted.cancel();
+    });
     let mut report = Report::default();
     for (what, names, procs, batch) in [
         ("parallel", parallel, options.procs.max(1), BATCH),
         ("serial", serial, 1, 1),
     ] {
-        report
-            .outcomes
-            .extend(run_pool(options, what, names, procs, batch).await?);
+        let outcomes = run_pool(options, what, names, procs, batch, &stop).await?;
+        report.outcomes.extend(outcomes);
     }
+    drop(guard);
+    let table = options.report.join("table.txt");
+    std::fs::write(&table, report.to_string())
+        .with_context(|| format!("writing {}", table.display()))?;
     Ok(report)
 }
 
@@ -201,6 +247,7 @@ async fn run_pool(
     names: Vec<String>,
     procs: usize,
     batch: usize,
+    stop: &CancellationToken,
 ) -> anyhow::Result<Vec<Outcome>> {
     let batches: VecDeque<(usize, Vec<String>)> = names
         .chunks(batch)
@@ -212,24 +259,30 @@ async fn run_pool(
     let mut workers = tokio::task::JoinSet::new();
     let done = Arc::new(Mutex::new(Vec::new()));
     for _ in 0..procs {
-        let (options, what, queue, done) = (
+        let (options, what, queue, done, stop) = (
             options.clone(),
             what.to_owned(),
             queue.clone(),
             done.clone(),
+            stop.clone(),
         );
         workers.spawn(async move {
             loop {
                 // A poisoned lock means that another worker panicked; its outcomes are missing and counted as failed.
                 let next = queue.lock().unwrap_or_else(|e| e.into_inner()).pop_front();
-                let Some((number, names)) = next else {
+                let Some((number, names)) = next.filter(|_| !stop.is_cancelled()) else {
                     return anyhow::Ok(());
                 };
-                let outcomes = run_batch(&options, &format!("{what}-{number:03}"), names).await?;
+                let label = format!("{what}-{number:03}");
+                let outcomes = run_batch(&options, &label, names, &stop).await?;
                 let mut done = done.lock().unwrap_or_else(|e| e.into_inner());
                 for outcome in outcomes {
                     done.push(outcome.clone());
-                    let mark = if outcome.passed { "ok  " } else { "FAIL" };
+                    let mark = match outcome.verdict {
+                        Verdict::Passed => "ok  ",
+                        Verdict::Failed => "FAIL",
+                        Verdict::Skipped => "skip",
+                    };
                     println!(
                         "{mark} {:>4}/{total} {:>6.1} s  {}",
                         done.len(),
@@ -251,6 +304,7 @@ async fn run_batch(
     options: &Options,
     label: &str,
     names: Vec<String>,
+    stop: &CancellationToken,
 ) -> anyhow::Result<Vec<Outcome>> {
     let json = options.report.join(format!("{label}.json"));
     let log = options.report.join(format!("{label}.log"));
@@ -261,6 +315,7 @@ async fn run_batch(
         .arg(format!("--ginkgo.json-report={}", json.display()))
         .args([
             "--ginkgo.no-color",
+            // Longer than the limit of a batch, which says what ran.
             "--ginkgo.timeout=2h",
             "--provider=skeleton",
             "--disable-log-dump=true",
@@ -275,20 +330,21 @@ async fn run_batch(
         .stdin(Stdio::null())
         .stdout(out.try_clone()?)
         .stderr(out)
+        // A terminal's Ctrl-C reaches it through this runner only: a second one would cut its clean-up short.
+        .process_group(0)
         .kill_on_drop(true);
     let mut child = command
         .spawn()
         .with_context(|| format!("running {}", options.e2e_test.display()))?;
-    let ended = tokio::time::timeout(BATCH_LIMIT, child.wait()).await;
-    let why = match ended {
-        Ok(status) => format!("no report ({}); see {}", status?, log.display()),
-        Err(_) => {
-            child.kill().await?;
-            format!(
-                "still running after {} s; see {}",
-                BATCH_LIMIT.as_secs(),
-                log.display()
-            )
+    let why = tokio::select! {
+        status = child.wait() => format!("no report ({})", status?),
+        () = stop.cancelled() => {
+            interrupt(&mut child).await?;
+            String::from("interrupted")
+        }
+        () = tokio::time::sleep(BATCH_LIMIT) => {
+            interrupt(&mut child).await?;
+            format!("still running after {} s", BATCH_LIMIT.as_secs())
         }
     };
     let mut reported: BTreeMap<String, Outcome> = match std::fs::read(&json) {
@@ -301,14 +357,30 @@ async fn run_batch(
     };
     let missing = |name: String| Outcome {
         name,
-        passed: false,
+        verdict: Verdict::Failed,
         seconds: 0.0,
-        message: why.clone(),
+        message: format!("{why}; see {}", log.display()),
     };
     Ok(names
         .into_iter()
         .map(|name| reported.remove(&name).unwrap_or_else(|| missing(name)))
         .collect())
+}
+
+/// Asks a process to end, as Ctrl-C does, and makes it end when it does not.
+async fn interrupt(child: &mut Child) -> anyhow::Result<()> {
+    let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
+    if let Some(pid) = pid.and_then(Pid::from_raw) {
+        match kill_process(pid, Signal::INT) {
+            // Ended just now.
+            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+            Err(error) => return Err(error).context("interrupting e2e.test"),
+        }
+    }
+    if timeout(CLEAN_UP, child.wait()).await.is_err() {
+        child.kill().await?;
+    }
+    Ok(())
 }
 
 /// The SIG in a spec's name, `[sig-node] Pods ...`.
@@ -323,40 +395,63 @@ impl Report {
     pub fn failed(&self) -> usize {
         self.outcomes
             .iter()
-            .filter(|outcome| !outcome.passed)
+            .filter(|outcome| outcome.verdict == Verdict::Failed)
             .count()
     }
 }
 
-/// One table: SIG, passed, failed, seconds; then the failed names.
+#[derive(Default)]
+struct Row {
+    passed: usize,
+    failed: usize,
+    skipped: usize,
+    seconds: f64,
+}
+
+impl Row {
+    fn add(&mut self, outcome: &Outcome) {
+        match outcome.verdict {
+            Verdict::Passed => self.passed += 1,
+            Verdict::Failed => self.failed += 1,
+            Verdict::Skipped => self.skipped += 1,
+        }
+        self.seconds += outcome.seconds;
+    }
+
+    fn write(&self, f: &mut fmt::Formatter<'_>, name: &str) -> fmt::Result {
+        let Row {
+            passed,
+            failed,
+            skipped,
+            seconds,
+        } = self;
+        writeln!(
+            f,
+            "{name:<22} {passed:>7} {failed:>7} {skipped:>8} {seconds:>9.0}"
+        )
+    }
+}
+
+/// One table: SIG, passed, failed, skipped, seconds; then the names of those that failed.
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut rows: BTreeMap<&str, (usize, usize, f64)> = BTreeMap::new();
+        let mut rows: BTreeMap<&str, Row> = BTreeMap::new();
+        let mut total = Row::default();
         for outcome in &self.outcomes {
-            let row = rows.entry(sig(&outcome.name)).or_default();
-            if outcome.passed {
-                row.0 += 1
-            } else {
-                row.1 += 1
-            }
-            row.2 += outcome.seconds;
+            rows.entry(sig(&outcome.name)).or_default().add(outcome);
+            total.add(outcome);
         }
         writeln!(
             f,
-            "{:<22} {:>7} {:>7} {:>9}",
-            "SIG", "passed", "failed", "seconds"
+            "{:<22} {:>7} {:>7} {:>8} {:>9}",
+            "SIG", "passed", "failed", "skipped", "seconds"
         )?;
-        let mut total = (0, 0, 0.0);
-        for (sig, (passed, failed, seconds)) in rows {
-            writeln!(f, "{sig:<22} {passed:>7} {failed:>7} {seconds:>9.0}")?;
-            total = (total.0 + passed, total.1 + failed, total.2 + seconds);
+        for (sig, row) in rows {
+            row.write(f, sig)?;
         }
-        writeln!(
-            f,
-            "{:<22} {:>7} {:>7} {:>9.0}",
-            "total", total.0, total.1, total.2
-        )?;
-        for outcome in self.outcomes.iter().filter(|outcome| !outcome.passed) {
+        total.write(f, "total")?;
+        let failed = |outcome: &&Outcome| outcome.verdict == Verdict::Failed;
+        for outcome in self.outcomes.iter().filter(failed) {
             let first = outcome.message.lines().next().unwrap_or_default();
             writeln!(
                 f,
@@ -376,7 +471,8 @@ mod tests {
     const REPORT: &str = r#"[{"SpecReports": [
         {"ContainerHierarchyTexts": ["[sig-node] Pods"], "LeafNodeType": "It", "LeafNodeText": "runs [Conformance]", "State": "passed", "RunTime": 1500000000},
         {"ContainerHierarchyTexts": ["[sig-node] Pods"], "LeafNodeType": "It", "LeafNodeText": "fails", "State": "failed", "RunTime": 1, "Failure": {"Message": "timed out\nmore"}},
-        {"ContainerHierarchyTexts": ["[sig-apps] Job"], "LeafNodeType": "It", "LeafNodeText": "skipped", "State": "skipped", "RunTime": 0},
+        {"ContainerHierarchyTexts": ["[sig-apps] Job"], "LeafNodeType": "It", "LeafNodeText": "not chosen", "State": "skipped", "RunTime": 0},
+        {"ContainerHierarchyTexts": ["[sig-apps] Job"], "LeafNodeType": "It", "LeafNodeText": "skips itself", "State": "skipped", "RunTime": 1, "Failure": {"Message": "needs three nodes"}},
         {"ContainerHierarchyTexts": null, "LeafNodeType": "BeforeSuite", "LeafNodeText": "", "State": "passed", "RunTime": 7}
     ]}]"#;
 
@@ -385,9 +481,10 @@ mod tests {
         let report = Report {
             outcomes: read_report(REPORT.as_bytes()).unwrap(),
         };
-        let want = "SIG                     passed  failed   seconds\n\
-                    sig-node                     1       1         2\n\
-                    total                        1       1         2\n\
+        let want = "SIG                     passed  failed  skipped   seconds\n\
+                    sig-apps                     0       0        1         0\n\
+                    sig-node                     1       1        0         2\n\
+                    total                        1       1        1         2\n\
                     failed: [sig-node] Pods fails\n        timed out\n";
         assert_eq!(report.to_string(), want);
         assert_eq!(report.failed(), 1);
