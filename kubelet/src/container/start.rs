@@ -1,5 +1,6 @@
 //! Starting one container: image, configuration, creation, start, postStart hook (upstream `startContainer`).
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -73,6 +74,10 @@ impl Context<'_> {
                 return Err(f);
             }
         };
+        let images = tokio::select! {
+            r = self.image_volumes(c) => r?,
+            () = self.stop.cancelled() => return Err(given_up()),
+        };
         let restart_count = self.restart_count(c);
         let config_error = |m| failed("CreateContainerConfigError", m);
         let target = match target.filter(|t| !t.is_empty()) {
@@ -102,6 +107,7 @@ impl Context<'_> {
             &container_mounts::Inputs {
                 pod_dir: &pod_dir,
                 volumes: self.volumes,
+                images: &images,
                 env: &env,
                 pod_ips: self.pod_ips,
                 cluster_domain: &shared.settings.dns.domain,
@@ -189,6 +195,39 @@ impl Context<'_> {
             }
         }
         Ok(id)
+    }
+
+    /// The images that the container mounts as volumes, by the volumes' names; made sure to be here like its own.
+    async fn image_volumes(
+        &self,
+        c: &Container,
+    ) -> Result<HashMap<String, cri::ImageSpec>, Failure> {
+        let mut images = HashMap::new();
+        for v in podutil::spec(self.pod).volumes.iter().flatten() {
+            let mounted = c.volume_mounts.iter().flatten().any(|m| m.name == v.name);
+            let Some(source) = v.image.as_ref().filter(|_| mounted) else {
+                continue;
+            };
+            let stand_in = Container {
+                name: c.name.clone(),
+                image: source.reference.clone(),
+                image_pull_policy: source.pull_policy.clone(),
+                ..Container::default()
+            };
+            let image = self
+                .shared
+                .images
+                .ensure(self.pod, &stand_in, self.secrets, self.sandbox)
+                .await?;
+            let spec = cri::ImageSpec {
+                image,
+                user_specified_image: source.reference.clone().unwrap_or_default(),
+                annotations: podutil::map(&self.pod.metadata.annotations),
+                ..Default::default()
+            };
+            images.insert(v.name.clone(), spec);
+        }
+        Ok(images)
     }
 
     /// One more than the last run. A runtime that has forgotten the runs (after a reboot) leaves their logs.

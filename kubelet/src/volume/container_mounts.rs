@@ -1,6 +1,7 @@
 //! The mounts of one container: its volumes with sub-paths, its hosts file and its termination file
 //! (upstream `makeMounts`).
 
+use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -20,6 +21,8 @@ pub struct Inputs<'a> {
     pub pod_dir: &'a Path,
     /// The pod's volumes.
     pub volumes: &'a Mounts,
+    /// The pod's volumes that are images, by name, as far as this container mounts them.
+    pub images: &'a HashMap<String, cri::ImageSpec>,
     /// The container's environment, for `subPathExpr`.
     pub env: &'a [(String, String)],
     /// The pod's addresses.
@@ -41,24 +44,42 @@ fn check_no_backsteps(path: &str) -> Result<(), String> {
     Ok(())
 }
 
+fn absolute(path: &str) -> String {
+    if path.starts_with('/') {
+        path.to_owned()
+    } else {
+        format!("/{path}")
+    }
+}
+
 /// Makes the mounts of `c`; bind mounts and files of the pod's directory are made on the way.
 pub fn make(i: &Inputs<'_>, pod: &Pod, c: &Container) -> Result<Vec<cri::Mount>, String> {
     let mut out = Vec::new();
     let mut own_hosts = false;
     for (index, m) in c.volume_mounts.iter().flatten().enumerate() {
         own_hosts |= m.mount_path == "/etc/hosts";
-        let volume = i.volumes.get(&m.name).ok_or_else(|| {
-            format!(
-                "cannot find volume {:?} to mount into container {:?}",
-                m.name, c.name
-            )
-        })?;
         let sub_path = match m.sub_path_expr.as_deref().filter(|s| !s.is_empty()) {
             Some(e) => expand::expand_strict(e, |n| {
                 i.env.iter().find(|(k, _)| k == n).map(|(_, v)| v.as_str())
             })?,
             None => m.sub_path.clone().unwrap_or_default(),
         };
+        if let Some(image) = i.images.get(&m.name) {
+            out.push(cri::Mount {
+                container_path: absolute(&m.mount_path),
+                readonly: true,
+                image: Some(image.clone()),
+                image_sub_path: sub_path,
+                ..Default::default()
+            });
+            continue;
+        }
+        let volume = i.volumes.get(&m.name).ok_or_else(|| {
+            format!(
+                "cannot find volume {:?} to mount into container {:?}",
+                m.name, c.name
+            )
+        })?;
         let mut host_path = volume.path.clone();
         if !sub_path.is_empty() {
             if sub_path.starts_with('/') {
@@ -116,13 +137,8 @@ pub fn make(i: &Inputs<'_>, pod: &Pod, c: &Container) -> Result<Vec<cri::Mount>,
                 ));
             }
         }
-        let container_path = if m.mount_path.starts_with('/') {
-            m.mount_path.clone()
-        } else {
-            format!("/{}", m.mount_path)
-        };
         out.push(cri::Mount {
-            container_path,
+            container_path: absolute(&m.mount_path),
             host_path: host_path.to_string_lossy().into_owned(),
             readonly: read_only || volume.read_only,
             propagation: propagation as i32,

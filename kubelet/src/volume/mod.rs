@@ -96,7 +96,9 @@ impl Volumes {
     ) -> (Mounts, Vec<MountError>) {
         let mut mounts = Mounts::new();
         let mut errors = Vec::new();
-        for v in podutil::spec(pod).volumes.iter().flatten() {
+        let volumes = podutil::spec(pod).volumes.iter().flatten();
+        // The runtime mounts images itself, when a container is made.
+        for v in volumes.filter(|v| v.image.is_none()) {
             match self.set_up_one(pod, v, node, pod_ips).await {
                 Ok(m) => {
                     mounts.insert(v.name.clone(), m);
