@@ -25,6 +25,13 @@ pub(crate) const USER: &str = "system:apiserver";
 pub struct Loopback(pub Arc<Server>);
 
 impl Loopback {
+    /// Sends a JSON patch.
+    pub async fn json_patch(&self, path: &str, patch: &Value) -> Result<Value, ApiError> {
+        let content_type = "application/json-patch+json";
+        self.send(Method::PATCH, path, content_type, Some(patch))
+            .await
+    }
+
     /// Sends a request with a JSON body and reads the answer; a failure status is an error.
     pub async fn request(
         &self,
@@ -32,11 +39,21 @@ impl Loopback {
         path: &str,
         body: Option<&Value>,
     ) -> Result<Value, ApiError> {
+        self.send(method, path, "application/json", body).await
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        content_type: &'static str,
+        body: Option<&Value>,
+    ) -> Result<Value, ApiError> {
         let bytes = body.map(keelson_machinery::codec::json::encode);
         let request = http::Request::builder()
             .method(method)
             .uri(path)
-            .header(http::header::CONTENT_TYPE, "application/json")
+            .header(http::header::CONTENT_TYPE, content_type)
             .header(http::header::ACCEPT, "application/json")
             .header(http::header::USER_AGENT, "kube-apiserver")
             .body(full(bytes.unwrap_or_default()))

@@ -21,6 +21,9 @@ use crate::reader::{Change, GroupResource, ObjectReader};
 /// How long a reader of changes waits before it tries a resource again that cannot be read.
 const RETRY: Duration = Duration::from_millis(500);
 
+/// How long reads that have begun may go on in a cache that is no longer to be used.
+const RETIREMENT: Duration = Duration::from_secs(1);
+
 /// The caches of all resources.
 pub struct Caches {
     store: Arc<dyn Store>,
@@ -74,6 +77,18 @@ impl Caches {
         let removed = self.caches.lock().remove(resource);
         if let Some(cache) = removed {
             cache.close();
+        }
+    }
+
+    /// Forgets the cache of a resource that is read in another way from now on. Who has begun to read may finish;
+    /// watchers end soon.
+    pub fn retire(&self, resource: &GroupResource) {
+        let removed = self.caches.lock().remove(resource);
+        if let Some(cache) = removed {
+            tokio::spawn(async move {
+                tokio::time::sleep(RETIREMENT).await;
+                cache.close();
+            });
         }
     }
 

@@ -8,18 +8,18 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::StreamExt;
-use http::Method;
 use keelson_machinery::meta::{self, GroupResource};
 use keelson_machinery::schema::Schema;
 use keelson_machinery::status::ApiError;
 use keelson_machinery::time;
-use keelson_machinery::value::Value;
+use keelson_machinery::value::{self, Value};
+use serde_json::json;
 use tokio::sync::watch;
 
 use super::columns::Columns;
 use super::conversion::Converter;
 use super::custom::{Custom, CustomStorage};
-use super::definition::{Definition, GROUP, RESOURCE, Shared};
+use super::definition::{Definition, GROUP, Names, RESOURCE, Shared};
 use super::status::{self, Taken, set_condition};
 use super::strategy::CustomStrategy;
 use super::webhook::Webhooks;
@@ -45,8 +45,33 @@ const POLLS: usize = 600;
 
 /// What the task knows of a definition.
 struct Known {
-    object: Arc<Value>,
+    /// The object without its schemas, which make up most of it.
+    object: Value,
+    /// What is wrong with the schemas.
+    violations: Option<String>,
+    /// The names it has been given, also when that has not come back yet.
+    names: Names,
     definition: Shared,
+}
+
+/// The names that a definition's status gives.
+fn definition_names(object: &Value) -> Names {
+    let names = value::get(object, &["status", "acceptedNames"]).cloned();
+    names
+        .and_then(|names| serde_json::from_value(names).ok())
+        .unwrap_or_default()
+}
+
+/// A definition without its schemas.
+fn reduced(object: &Value) -> Value {
+    let mut reduced = object.clone();
+    if let Some(Value::Array(versions)) = value::get_mut(&mut reduced, &["spec", "versions"]) {
+        for version in versions {
+            value::remove(version, &["schema"]);
+        }
+    }
+    value::remove(&mut reduced, &["metadata", "managedFields"]);
+    reduced
 }
 
 struct Controller {
@@ -87,7 +112,7 @@ pub async fn run(server: Arc<Server>, webhooks: Webhooks, synced: watch::Sender<
         };
         match change {
             None => return,
-            Some(Change::Applied(object)) => controller.applied(object).await,
+            Some(Change::Applied(object)) => controller.applied(&object).await,
             Some(Change::Deleted(object)) => controller.deleted(&object).await,
             Some(Change::Synced) => {
                 controller.install_pending();
@@ -101,8 +126,8 @@ pub async fn run(server: Arc<Server>, webhooks: Webhooks, synced: watch::Sender<
 }
 
 impl Controller {
-    async fn applied(&mut self, object: Arc<Value>) {
-        let name = meta::name(&object).to_string();
+    async fn applied(&mut self, object: &Value) {
+        let name = meta::name(object).to_string();
         let definition = match self.read(&name).await {
             Ok(Some(definition)) => Arc::new(definition),
             // Gone again: the deletion follows.
@@ -112,21 +137,34 @@ impl Controller {
                 return;
             }
         };
-        let before = self.known.insert(
-            name.clone(),
-            Known {
-                object,
-                definition: definition.clone(),
-            },
-        );
-        match &mut self.pending {
-            Some(pending) => {
-                pending.push(definition);
-                return;
+        let before = self.known.get(&name).map(|known| known.definition.clone());
+        let definition = match &before {
+            Some(before) if before.is_like(&definition) => {
+                before.adopt(&definition);
+                before.clone()
             }
-            None => self.install(before.map(|known| known.definition), &definition),
+            _ => definition,
+        };
+        let known = Known {
+            object: reduced(object),
+            violations: status::violations(object),
+            names: definition_names(object),
+            definition: definition.clone(),
+        };
+        self.known.insert(name.clone(), known);
+        if let Some(pending) = &mut self.pending {
+            pending.push(definition);
+            return;
         }
+        let renamed = before
+            .as_ref()
+            .is_some_and(|before| before.names != definition.names);
+        self.install(before, &definition);
         self.reconcile(&name).await;
+        if renamed {
+            let group = definition.group.clone();
+            self.reconsider(&group, &name).await;
+        }
     }
 
     /// The definition from the bytes in the cache, which it shares.
@@ -180,16 +218,17 @@ impl Controller {
         let group = &known.definition.group;
         for other in self.known.values() {
             if other.definition.group == *group {
-                taken.add(&other.definition.names);
+                taken.add(&other.names);
             }
         }
         let now = time::format(self.server.storage.clock.now());
-        if let Some(next) = status::next(&known.object, &taken, &now) {
-            match put_status(&self.server, &next).await {
+        let violations = known.violations.as_deref();
+        if let Some(next) = status::next(&known.object, violations, &taken, &now) {
+            match patch_status(&self.server, &next).await {
                 Ok(written) => {
-                    // What was given is taken from now on, before the change comes back.
                     if let Some(known) = self.known.get_mut(name) {
-                        known.object = Arc::new(written);
+                        known.names = definition_names(&written);
+                        known.object = reduced(&written);
                     }
                 }
                 Err(error) if error.is_conflict() || error.is_not_found() => {}
@@ -239,16 +278,14 @@ impl Controller {
             }
             return;
         }
-        let same = before
-            .as_ref()
-            .is_some_and(|before| before.serves_as(definition));
-        if same
-            && before
-                .as_ref()
-                .is_some_and(|before| before.terminating == definition.terminating)
+        if let Some(before) = &before
+            && before.is_like(definition)
         {
             return;
         }
+        let same = before
+            .as_ref()
+            .is_some_and(|before| before.serves_as(definition));
         let rows = self.rows(definition);
         self.server.registry.change(|table| {
             if let Some(before) = &before {
@@ -260,7 +297,7 @@ impl Controller {
             && !same
         {
             // Objects read by the old schema are forgotten; watchers begin anew.
-            self.forget(&before);
+            self.server.storage.caches.retire(&resource_of(&before));
         }
     }
 
@@ -269,13 +306,9 @@ impl Controller {
             self.server
                 .registry
                 .change(|table| table.remove(&definition.group, &definition.names.plural));
-            self.forget(definition);
+            let at = resource_of(definition);
+            self.server.storage.caches.remove(&at);
         }
-    }
-
-    fn forget(&self, definition: &Definition) {
-        let at = GroupResource::new(&*definition.group, &*definition.names.plural);
-        self.server.storage.caches.remove(&at);
     }
 
     fn rows(&self, definition: &Shared) -> Rows {
@@ -353,11 +386,23 @@ fn is_installable(definition: &Definition) -> bool {
         && !names.list_kind.is_empty()
 }
 
-async fn put_status(server: &Arc<Server>, object: &Value) -> Result<Value, ApiError> {
+fn resource_of(definition: &Definition) -> GroupResource {
+    GroupResource::new(&*definition.group, &*definition.names.plural)
+}
+
+/// Writes status and finalizers of a definition, unless it has changed.
+async fn patch_status(server: &Arc<Server>, object: &Value) -> Result<Value, ApiError> {
     let path = format!("/apis/{GROUP}/v1/{RESOURCE}/{}/status", meta::name(object));
-    Loopback(server.clone())
-        .request(Method::PUT, &path, Some(object))
-        .await
+    let add = |path: &str, value: Value| json!({"op": "add", "path": path, "value": value});
+    let patch = json!([
+        add(
+            "/metadata/resourceVersion",
+            meta::resource_version(object).into()
+        ),
+        add("/metadata/finalizers", json!(meta::finalizers(object))),
+        add("/status", object.get("status").cloned().unwrap_or_default()),
+    ]);
+    Loopback(server.clone()).json_patch(&path, &patch).await
 }
 
 /// Deletes all objects of a definition, then lets the definition go. Tries again until it is gone.
@@ -383,7 +428,7 @@ async fn clean_up_once(server: &Arc<Server>, name: &str, uid: &str) -> Result<()
     if !meta::finalizers(&found).contains(&FINALIZER) {
         return Ok(());
     }
-    let mut object = Value::clone(&found);
+    let mut object = reduced(&found);
     set_condition(
         &mut object,
         "Terminating",
@@ -392,7 +437,7 @@ async fn clean_up_once(server: &Arc<Server>, name: &str, uid: &str) -> Result<()
         "CustomResource deletion is in progress",
         &now(),
     );
-    let mut object = put_status(server, &object).await?;
+    let mut object = patch_status(server, &object).await?;
     let (status, reason, message, failed) = if status::is_true(&object, "Established") {
         match delete_instances(server, &object).await {
             Ok(()) => (
@@ -420,7 +465,7 @@ async fn clean_up_once(server: &Arc<Server>, name: &str, uid: &str) -> Result<()
             .collect();
         meta::set_finalizers(&mut object, &kept);
     }
-    match put_status(server, &object).await {
+    match patch_status(server, &object).await {
         Err(error) if !error.is_not_found() => return Err(error),
         Ok(_) | Err(_) => {}
     }
@@ -444,7 +489,7 @@ async fn delete_instances(
     server: &Arc<Server>,
     definition: &Value,
 ) -> Result<(), (&'static str, ApiError)> {
-    let text = |path: &[&str]| keelson_machinery::value::str_or_empty(definition, path).to_string();
+    let text = |path: &[&str]| value::str_or_empty(definition, path).to_string();
     let at = GroupResource::new(
         text(&["spec", "group"]),
         text(&["status", "acceptedNames", "plural"]),

@@ -3,11 +3,13 @@
 
 use std::sync::{Arc, OnceLock};
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use keelson_machinery::catalog::{CustomSchema, Resource, StorageFacts, Subresource};
 use keelson_machinery::structural::Structural;
 use keelson_machinery::value::Value;
 use serde::Deserialize;
+use serde_json::json;
 
 /// Group of definitions.
 pub const GROUP: &str = "apiextensions.k8s.io";
@@ -42,7 +44,8 @@ pub struct Definition {
     pub terminating: bool,
     /// Whether its resources are served.
     pub installed: bool,
-    json: Bytes,
+    /// The whole definition, shared with the cache.
+    json: ArcSwap<Bytes>,
     schemas: OnceLock<Vec<Option<Structural>>>,
 }
 
@@ -281,7 +284,7 @@ impl Definition {
             preserve_unknown: wire.spec.preserve_unknown_fields,
             terminating,
             installed,
-            json,
+            json: ArcSwap::from_pointee(json),
             schemas: OnceLock::new(),
         })
     }
@@ -291,10 +294,22 @@ impl Definition {
         self.uid == other.uid && self.generation == other.generation && self.names == other.names
     }
 
+    /// Whether nothing that is served changed.
+    pub fn is_like(&self, other: &Definition) -> bool {
+        self.serves_as(other)
+            && self.terminating == other.terminating
+            && self.installed == other.installed
+    }
+
+    /// Takes over the bytes of a newer state that serves the same, so that the older ones need not be kept.
+    pub fn adopt(&self, newer: &Definition) {
+        self.json.store(newer.json.load_full());
+    }
+
     /// The schema of each version as the definition has it.
     fn raw_schemas(&self) -> Vec<Option<Value>> {
         // The bytes were read as a definition before; only a schema that is none could fail, and none is stored.
-        let Ok(all) = serde_json::from_slice::<SchemasOf>(&self.json) else {
+        let Ok(all) = serde_json::from_slice::<SchemasOf>(&self.json.load()) else {
             return Vec::new();
         };
         all.spec
@@ -308,6 +323,20 @@ impl Definition {
     pub fn raw_schema(&self, version: &str) -> Option<Value> {
         let at = self.versions.iter().position(|v| v.name == version)?;
         self.raw_schemas().into_iter().nth(at).flatten()
+    }
+
+    /// The schema of a version as documents show it.
+    fn published_schema(&self, version: &str) -> Option<Value> {
+        let mut schema = self.raw_schema(version)?;
+        let version = self.versions.iter().find(|v| v.name == version)?;
+        let fields: Vec<Value> = version
+            .selectable()
+            .map(|field| json!({ "fieldPath": field }))
+            .collect();
+        if !fields.is_empty() {
+            schema["x-kubernetes-selectable-fields"] = Value::Array(fields);
+        }
+        Some(schema)
     }
 
     /// The compiled schema of a version; `None` when the definition has no such version.
@@ -378,7 +407,7 @@ impl Definition {
                 let (definition, version) = (self.clone(), version.name.clone());
                 CustomSchema {
                     revision: self.revision(),
-                    make: Arc::new(move || definition.raw_schema(&version)),
+                    make: Arc::new(move || definition.published_schema(&version)),
                 }
             }),
             storage: StorageFacts::custom(

@@ -101,7 +101,14 @@ fn condition<'a>(object: &'a Value, kind: &str) -> Option<&'a Value> {
 
 /// The definition with the status it should have; `None` when it has it. The way to a served resource has two steps:
 /// first the names, upon which it is served, then the condition that tells so.
-pub fn next(object: &Value, taken: &Taken, now: &str) -> Option<Value> {
+///
+/// The object may do without its schemas; `violations` says what is wrong with them.
+pub fn next(
+    object: &Value,
+    violations: Option<&str>,
+    taken: &Taken,
+    now: &str,
+) -> Option<Value> {
     let mut next = object.clone();
     let apply = |object: &mut Value, wanted: Condition| {
         set_condition(
@@ -144,8 +151,11 @@ pub fn next(object: &Value, taken: &Taken, now: &str) -> Option<Value> {
             );
         }
     }
-    match structure(object) {
-        Some(condition) => apply(&mut next, condition),
+    match violations {
+        Some(message) => apply(
+            &mut next,
+            Condition::new("NonStructuralSchema", "True", "Violations", message),
+        ),
         None => remove_condition(&mut next, "NonStructuralSchema"),
     }
     match approval_condition(object) {
@@ -228,7 +238,8 @@ fn accept(object: &Value, taken: &Taken) -> (Value, Condition) {
     (names, condition)
 }
 
-fn structure(object: &Value) -> Option<Condition> {
+/// What keeps the schemas of a definition from being structural.
+pub fn violations(object: &Value) -> Option<String> {
     let mut found = Vec::new();
     if value::get_bool(object, &["spec", "preserveUnknownFields"]) == Some(true) {
         found.push(FieldError::invalid(
@@ -246,13 +257,7 @@ fn structure(object: &Value) -> Option<Condition> {
         let path = path.child("schema").child("openAPIV3Schema");
         found.extend(structural_rules::violations(schema, &path));
     }
-    let message = field::aggregate(&found)?;
-    Some(Condition::new(
-        "NonStructuralSchema",
-        "True",
-        "Violations",
-        &message,
-    ))
+    field::aggregate(&found)
 }
 
 /// What a protected group's definition says of its approval.
@@ -350,7 +355,7 @@ mod tests {
 
     #[test]
     fn names_are_accepted_then_established() {
-        let first = next(&definition("widgets", "Widget"), &Taken::default(), "t").unwrap();
+        let first = next(&definition("widgets", "Widget"), None, &Taken::default(), "t").unwrap();
         assert_eq!(
             said(&first),
             [
@@ -359,12 +364,12 @@ mod tests {
             ]
         );
         assert_eq!(first["status"]["acceptedNames"], first["spec"]["names"]);
-        let second = next(&first, &Taken::default(), "t").unwrap();
+        let second = next(&first, None, &Taken::default(), "t").unwrap();
         assert_eq!(
             said(&second)[1],
             "Established=True InitialNamesAccepted: the initial names have been accepted"
         );
-        assert_eq!(next(&second, &Taken::default(), "t"), None);
+        assert_eq!(next(&second, None, &Taken::default(), "t"), None);
     }
 
     #[test]
@@ -375,7 +380,7 @@ mod tests {
             kind: "Widget".into(),
             ..Names::default()
         });
-        let refused = next(&definition("widgetts", "Widget"), &taken, "t").unwrap();
+        let refused = next(&definition("widgetts", "Widget"), None, &taken, "t").unwrap();
         assert_eq!(
             said(&refused),
             [

@@ -108,7 +108,10 @@ impl Webhook {
                 ApiError::internal(format!(
                     "conversion webhook for {kind} returned {}",
                     match why {
-                        Bad::Version(why) => format!("invalid object at index {index}: {why}"),
+                        Bad::Version(why) if alone => {
+                            format!("invalid object at index {index}: {why}")
+                        }
+                        Bad::Version(why) => format!("{at}: {why}"),
                         Bad::Object(why) => format!("{at}: {why}"),
                         Bad::Metadata(why) if alone => format!("invalid metadata: {why}"),
                         Bad::Metadata(why) => {
@@ -256,4 +259,129 @@ fn restored(original: &Value, mut converted: Value, wanted: &str) -> Result<Valu
     }
     value::set(&mut converted, &["metadata"], metadata);
     Ok(converted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A webhook that is a function from review to response.
+    struct Fake(fn(&Value) -> Value);
+
+    #[async_trait]
+    impl Poster for Fake {
+        async fn post(&self, body: Bytes) -> Result<Bytes, String> {
+            let review: Value = serde_json::from_slice(&body).map_err(|e| e.to_string())?;
+            let response = (self.0)(&review);
+            let answer = json!({"kind": "ConversionReview", "apiVersion": "apiextensions.k8s.io/v1", "response": response});
+            Ok(answer.to_string().into())
+        }
+    }
+
+    fn converted(review: &Value) -> Vec<Value> {
+        let mut objects = value::items(review, &["request", "objects"]).to_vec();
+        for object in &mut objects {
+            object["apiVersion"] = review["request"]["desiredAPIVersion"].clone();
+            object["spec"] = json!({"hostPort": object["spec"]["host"]});
+        }
+        objects
+    }
+
+    fn answer(review: &Value, objects: Vec<Value>) -> Value {
+        json!({"uid": review["request"]["uid"], "result": {"status": "Success"}, "convertedObjects": objects})
+    }
+
+    async fn convert(webhook: fn(&Value) -> Value) -> Result<Vec<Value>, String> {
+        let webhooks = Webhooks {
+            connect: Arc::new(move |_| Ok(Arc::new(Fake(webhook)))),
+            clock: crate::testing::HandClock::new().clock(),
+        };
+        let webhook = Webhook::new(
+            webhooks,
+            "widgets.example.com".into(),
+            json!({}),
+            vec!["v9".into(), "v1".into()],
+        );
+        let object = |version: &str, name: &str| {
+            json!({"apiVersion": format!("example.com/{version}"), "kind": "Widget",
+                "metadata": {"name": name, "uid": "u", "labels": {"l": "1"}}, "spec": {"host": "h"}})
+        };
+        let objects = vec![object("v1", "a"), object("v2", "b"), object("v1", "c")];
+        webhook
+            .convert(objects, "example.com/v2")
+            .await
+            .map_err(|error| error.message)
+    }
+
+    #[tokio::test]
+    async fn converts_what_is_in_another_version() {
+        let objects = convert(|review| {
+            let mut objects = converted(review);
+            objects[0]["metadata"] = json!({"name": "a", "uid": "u", "labels": {"l": "2"}, "generation": 9});
+            answer(review, objects)
+        })
+        .await
+        .unwrap();
+        assert_eq!(objects[0]["spec"], json!({"hostPort": "h"}));
+        // Of the metadata only labels and annotations are the webhook's.
+        assert_eq!(
+            objects[0]["metadata"],
+            json!({"name": "a", "uid": "u", "labels": {"l": "2"}})
+        );
+        assert_eq!(objects[1]["spec"], json!({"host": "h"}));
+        assert_eq!(objects[2]["metadata"]["name"], "c");
+    }
+
+    #[tokio::test]
+    async fn refuses_what_is_no_conversion() {
+        type Case = (fn(&Value) -> Value, &'static str);
+        let kind = "conversion webhook for example.com/v1, Kind=Widget";
+        let cases: [Case; 6] = [
+            (
+                |review| answer(review, Vec::new()),
+                " returned 0 objects, expected 2",
+            ),
+            (
+                |review| json!({"uid": review["request"]["uid"], "result": {"status": "Failed", "message": "no"}}),
+                " failed: no",
+            ),
+            (
+                |review| {
+                    let mut objects = converted(review);
+                    objects[1]["metadata"]["name"] = "other".into();
+                    answer(review, objects)
+                },
+                " returned invalid converted object at index 1: must have the same name: c != other",
+            ),
+            (
+                |review| {
+                    let mut objects = converted(review);
+                    objects[0]["apiVersion"] = "example.com/v3".into();
+                    answer(review, objects)
+                },
+                " returned invalid converted object at index 0: invalid groupVersion (expected example.com/v2, received example.com/v3)",
+            ),
+            (
+                |review| {
+                    let mut objects = converted(review);
+                    objects[0]["metadata"]["labels"] = json!({"not ok": ""});
+                    answer(review, objects)
+                },
+                " returned invalid metadata in object at index 0: metadata.labels: Invalid value",
+            ),
+            (
+                |review| {
+                    let mut answer = answer(review, converted(review));
+                    answer["uid"] = "other".into();
+                    answer
+                },
+                " failed: expected response.uid=",
+            ),
+        ];
+        for (webhook, wanted) in cases {
+            let error = convert(webhook).await.unwrap_err();
+            let said = error.split_once(kind).map_or("", |(_, said)| said);
+            assert!(said.starts_with(wanted), "{error}");
+        }
+    }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use keelson_runtime::informer::{Event, Informer, InformerConfig, Metadata};
 use kube::api::ObjectMeta;
+use kube::discovery::ApiResource;
 use tokio::sync::Notify;
 
 use super::Collector;
@@ -128,10 +129,19 @@ impl Monitors {
     /// Follows discovery until shutdown: every 30 seconds, and soon after a custom resource came or went.
     pub(super) async fn run(mut self) {
         let changed = Arc::new(Notify::new());
-        let definitions = self
-            .context
-            .informers
-            .informer::<CustomResourceDefinition>();
+        // Only their coming and going matters, and definitions are large.
+        let definitions = Informer::start_metadata(
+            self.collector.client.clone(),
+            &ApiResource::erase::<CustomResourceDefinition>(&()),
+            InformerConfig {
+                transform: Some(Arc::new(|object: &mut Metadata| {
+                    object.metadata = reduced(std::mem::take(&mut object.metadata));
+                })),
+                ..InformerConfig::default()
+            },
+            self.context.clock.clone(),
+            self.context.shutdown.child_token(),
+        );
         let notify = changed.clone();
         definitions.on_event(move |event| {
             if !matches!(event, Event::Added { initial: true, .. }) {
