@@ -298,10 +298,11 @@ async fn make_system_objects(
 /// Follows the definitions of custom resources, and waits until those that exist are served.
 async fn serve_custom_resources(server: &Arc<Server>) -> Result<(), StartError> {
     let (synced, mut ready) = tokio::sync::watch::channel(false);
-    let webhooks = extensions::webhook::Webhooks {
-        connect: Arc::new(|_| Err("webhooks are not called by this server".to_string())),
-        clock: server.storage.clock.clone(),
-    };
+    let webhooks = extensions::webhook::Webhooks::new(
+        Objects(server.storage.caches.clone()),
+        server.provider.clone(),
+        server.storage.clock.clone(),
+    );
     tokio::spawn(extensions::controller::run(
         server.clone(),
         webhooks,

@@ -11,6 +11,8 @@ use keelson_machinery::value::Value;
 use serde::Deserialize;
 use serde_json::json;
 
+use super::rules::Rules;
+
 /// Group of definitions.
 pub const GROUP: &str = "apiextensions.k8s.io";
 
@@ -47,6 +49,7 @@ pub struct Definition {
     /// The whole definition, shared with the cache.
     json: ArcSwap<Bytes>,
     schemas: OnceLock<Vec<Option<Structural>>>,
+    rules: OnceLock<Vec<Option<Rules>>>,
 }
 
 /// Names of a resource.
@@ -286,6 +289,7 @@ impl Definition {
             installed,
             json: ArcSwap::from_pointee(json),
             schemas: OnceLock::new(),
+            rules: OnceLock::new(),
         })
     }
 
@@ -341,12 +345,25 @@ impl Definition {
 
     /// The compiled schema of a version; `None` when the definition has no such version.
     pub fn schema(&self, version: &str) -> Option<&Structural> {
-        let schemas = self.schemas.get_or_init(|| {
+        let at = self.versions.iter().position(|v| v.name == version)?;
+        self.schemas().get(at)?.as_ref()
+    }
+
+    fn schemas(&self) -> &[Option<Structural>] {
+        self.schemas.get_or_init(|| {
             let compiled = |schema: Option<Value>| schema.as_ref().map(Structural::parse_root);
             self.raw_schemas().into_iter().map(compiled).collect()
-        });
+        })
+    }
+
+    /// The compiled rules of a version's schema; `None` when it has none.
+    pub fn rules(&self, version: &str) -> Option<&Rules> {
         let at = self.versions.iter().position(|v| v.name == version)?;
-        schemas.get(at)?.as_ref()
+        let rules = self.rules.get_or_init(|| {
+            let compiled = |schema: &Option<Structural>| schema.as_ref().and_then(Rules::of);
+            self.schemas().iter().map(compiled).collect()
+        });
+        rules.get(at)?.as_ref()
     }
 
     /// What names a state of the definition in documents made of it.

@@ -7,8 +7,8 @@
 //!
 //! - [`definition`]: a definition as the server reads it; schemas are compiled when first needed.
 //! - [`custom`]: the schema at work, and the storage format.
-//! - [`strategy`]: what differs on writes.
-//! - [`conversion`]: between versions.
+//! - [`strategy`]: what differs on writes; [`rules`]: those in CEL.
+//! - [`conversion`]: between versions; [`webhook`]: by somebody else.
 //! - [`columns`]: tables.
 //! - [`publish`]: schemas in OpenAPI documents.
 //! - [`status`]: accepted names and conditions, as a pure function.
@@ -20,6 +20,7 @@ pub mod conversion;
 pub mod custom;
 pub mod definition;
 pub mod publish;
+pub mod rules;
 pub mod status;
 pub mod strategy;
 pub mod webhook;

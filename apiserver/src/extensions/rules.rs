@@ -146,7 +146,10 @@ pub fn faults(schema: &Structural, root: bool) -> Vec<Faults> {
 impl Rules {
     /// Compiles the rules of a whole schema; `None` when it has none.
     pub fn of(schema: &Structural) -> Option<Rules> {
-        schema.has_rules().then(|| Rules::at(schema, true)).flatten()
+        schema
+            .has_rules()
+            .then(|| Rules::at(schema, true))
+            .flatten()
     }
 
     fn at(schema: &Structural, root: bool) -> Option<Rules> {
@@ -182,7 +185,7 @@ impl Rules {
         })
     }
 
-    /// What the rules say of an object that replaces `old`, and what they only warn of.
+    /// What the rules say of an object that replaces `old`.
     pub fn validate(
         &self,
         schema: &Structural,

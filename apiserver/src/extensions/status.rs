@@ -103,12 +103,7 @@ fn condition<'a>(object: &'a Value, kind: &str) -> Option<&'a Value> {
 /// first the names, upon which it is served, then the condition that tells so.
 ///
 /// The object may do without its schemas; `violations` says what is wrong with them.
-pub fn next(
-    object: &Value,
-    violations: Option<&str>,
-    taken: &Taken,
-    now: &str,
-) -> Option<Value> {
+pub fn next(object: &Value, violations: Option<&str>, taken: &Taken, now: &str) -> Option<Value> {
     let mut next = object.clone();
     let apply = |object: &mut Value, wanted: Condition| {
         set_condition(
@@ -355,7 +350,13 @@ mod tests {
 
     #[test]
     fn names_are_accepted_then_established() {
-        let first = next(&definition("widgets", "Widget"), None, &Taken::default(), "t").unwrap();
+        let first = next(
+            &definition("widgets", "Widget"),
+            None,
+            &Taken::default(),
+            "t",
+        )
+        .unwrap();
         assert_eq!(
             said(&first),
             [

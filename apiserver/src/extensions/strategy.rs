@@ -29,6 +29,25 @@ impl CustomStrategy {
         self.0.version()?.scale()
     }
 
+    /// What the rules in CEL say, if the object is such that they can be asked.
+    fn rule_findings(&self, object: &Value, old: Option<&Value>, found: &mut Vec<FieldError>) {
+        let custom = &self.0;
+        let (Some(schema), Some(rules)) =
+            (custom.schema(), custom.definition.rules(&custom.version))
+        else {
+            return;
+        };
+        if is_blocking(found) {
+            found.push(FieldError::invalid(
+                &Path::root(),
+                "null",
+                "some validation rules were not checked because the object was invalid; correct the existing errors to complete validation",
+            ));
+        } else {
+            found.extend(rules.validate(schema, object, old));
+        }
+    }
+
     fn type_findings(&self, object: &Value) -> Vec<FieldError> {
         let mut found = Vec::new();
         let wanted = [
@@ -130,7 +149,7 @@ fn scale_findings(scale: Option<&Scale>, object: &Value, spec: bool) -> Vec<Fiel
 }
 
 /// Whether findings are such that expressions could not be evaluated.
-pub fn is_blocking(found: &[FieldError]) -> bool {
+fn is_blocking(found: &[FieldError]) -> bool {
     found.iter().any(|error| {
         matches!(
             error.kind,
@@ -202,6 +221,7 @@ impl Strategy for CustomStrategy {
             found.extend(structural::validate_embedded(object, schema, &root));
             found.extend(structural::validate_lists(object, schema, &root));
         }
+        self.rule_findings(object, None, &mut found);
         found
     }
 
@@ -276,6 +296,7 @@ impl Strategy for CustomStrategy {
                 found.extend(lists);
             }
         }
+        self.rule_findings(object, Some(old), &mut found);
         found
     }
 

@@ -1,6 +1,7 @@
 //! Conversion by a webhook: `ConversionReview` v1 (upstream `webhook_converter.go`).
 
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -10,7 +11,11 @@ use keelson_machinery::meta;
 use keelson_machinery::status::ApiError;
 use keelson_machinery::status::field::{self, Path};
 use keelson_machinery::value::{self, Object, Value};
+use rustls::crypto::CryptoProvider;
 use serde_json::json;
+
+use crate::admission::webhook::client::{ClientError, HookClient};
+use crate::objects::Objects;
 
 /// Sends a review to one webhook.
 #[async_trait]
@@ -29,6 +34,39 @@ pub struct Webhooks {
     pub connect: Connect,
     /// For the uids of reviews.
     pub clock: Clock,
+}
+
+/// How long a conversion may take (upstream's client: 30 s).
+const LIMIT: Duration = Duration::from_secs(30);
+
+impl Webhooks {
+    /// Webhooks that are called over HTTPS; `objects` tells where Services are.
+    pub fn new(objects: Objects, provider: Arc<CryptoProvider>, clock: Clock) -> Webhooks {
+        let connect = move |config: &Value| {
+            let client = HookClient::new(config, &objects, &provider).map_err(|e| describe(&e))?;
+            Ok(Arc::new(client) as Arc<dyn Poster>)
+        };
+        Webhooks {
+            connect: Arc::new(connect),
+            clock,
+        }
+    }
+}
+
+fn describe(error: &ClientError) -> String {
+    match error {
+        ClientError::Config(why) => why.clone(),
+        ClientError::Call { message, .. } => message.clone(),
+    }
+}
+
+#[async_trait]
+impl Poster for HookClient {
+    async fn post(&self, body: Bytes) -> Result<Bytes, String> {
+        HookClient::post(self, body, LIMIT)
+            .await
+            .map_err(|e| describe(&e))
+    }
 }
 
 /// The webhook of one definition.
@@ -317,7 +355,8 @@ mod tests {
     async fn converts_what_is_in_another_version() {
         let objects = convert(|review| {
             let mut objects = converted(review);
-            objects[0]["metadata"] = json!({"name": "a", "uid": "u", "labels": {"l": "2"}, "generation": 9});
+            objects[0]["metadata"] =
+                json!({"name": "a", "uid": "u", "labels": {"l": "2"}, "generation": 9});
             answer(review, objects)
         })
         .await

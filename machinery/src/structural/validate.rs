@@ -463,7 +463,15 @@ fn check_enum(checks: &Checks, value: &Value, path: &str, out: &mut Outcome) {
     out.field(
         path,
         format!("{path} in body should be one of [{}]", allowed.join(" ")),
-        Kind::Enum(value.clone(), allowed),
+        // Go prints the absence of a value as text.
+        Kind::Enum(
+            if value.is_null() {
+                "null".into()
+            } else {
+                value.clone()
+            },
+            allowed,
+        ),
     );
 }
 

@@ -4,10 +4,11 @@
 use std::collections::HashSet;
 
 use keelson_machinery::status::field::{FieldError, Path};
-use keelson_machinery::structural::{self, Malformed, Structural};
+use keelson_machinery::structural::{self, Additional, ListKind, Malformed, Structural};
 use keelson_machinery::value::{self, Value};
 
 use super::structural_rules;
+use crate::extensions::rules;
 
 /// Types that a schema may name, in the order of messages.
 const TYPES: [&str; 6] = ["array", "boolean", "integer", "number", "object", "string"];
@@ -110,7 +111,88 @@ pub fn validate(schema: &Value, status: bool, options: &Options, path: &Path) ->
         no_defaults: None,
     };
     node(schema, options, &place, &mut found);
+    // Expressions about a schema that is wrong would be told wrong things.
+    if found.is_empty() && options.structural {
+        let compiled = Structural::parse_root(schema);
+        rule_faults(&compiled, schema, true, None, path, &mut found);
+    }
     found
+}
+
+/// A rule as Go prints it.
+fn shown_rule(rule: &Value) -> String {
+    let text = |name: &str| rule.get(name).cloned().unwrap_or_else(|| "".into());
+    let pointer = |name: &str| rule.get(name).cloned().unwrap_or_default();
+    format!(
+        r#"{{"Rule":{},"Message":{},"MessageExpression":{},"Reason":{},"FieldPath":{},"OptionalOldSelf":{}}}"#,
+        text("rule"),
+        text("message"),
+        text("messageExpression"),
+        pointer("reason"),
+        text("fieldPath"),
+        pointer("optionalOldSelf"),
+    )
+}
+
+/// Expressions that cannot be compiled, or compare with an old value where there is none. `apart` is the list whose
+/// items cannot be told apart between two states.
+fn rule_faults(
+    compiled: &Structural,
+    schema: &Value,
+    root: bool,
+    apart: Option<&Path>,
+    path: &Path,
+    found: &mut Vec<FieldError>,
+) {
+    if !compiled.has_rules() {
+        return;
+    }
+    let own = value::items(schema, &["x-kubernetes-validations"]);
+    for (index, faults) in rules::faults(compiled, root).into_iter().enumerate() {
+        let path = path.child("x-kubernetes-validations").index(index);
+        let rule = own.get(index).cloned().unwrap_or_default();
+        let refuse = |name: &str, why: String| {
+            FieldError::invalid_as_text(&path.child(name), shown_rule(&rule), why)
+        };
+        found.extend(faults.rule.map(|why| refuse("rule", why)));
+        found.extend(faults.message.map(|why| refuse("messageExpression", why)));
+        let optional = value::get_bool(&rule, &["optionalOldSelf"]);
+        if let (true, Some(apart)) = (faults.transition, apart) {
+            found.push(FieldError::invalid(
+                &path.child("rule"),
+                value::str_or_empty(&rule, &["rule"]),
+                format!(
+                    "oldSelf cannot be used on the uncorrelatable portion of the schema within {apart}"
+                ),
+            ));
+        } else if let (false, Some(optional)) = (faults.transition, optional) {
+            found.push(FieldError::invalid(
+                &path.child("optionalOldSelf"),
+                optional,
+                "may not be set if oldSelf is not used in rule",
+            ));
+        }
+    }
+    if let (Some(below), Some(items)) = (&compiled.items, schema.get("items")) {
+        let apart = match compiled.list {
+            ListKind::Map => apart,
+            ListKind::Atomic | ListKind::Set => apart.or(Some(path)),
+        };
+        let at = path.child("items");
+        rule_faults(below, items, below.embedded, apart, &at, found);
+    }
+    for (name, below) in &compiled.properties {
+        if let Some(property) = value::get(schema, &["properties", &**name]) {
+            let at = path.child("properties").key(name);
+            rule_faults(below, property, below.embedded, apart, &at, found);
+        }
+    }
+    if let (Some(Additional::Schema(below)), Some(additional)) =
+        (&compiled.additional, schema.get("additionalProperties"))
+    {
+        let at = path.child("additionalProperties");
+        rule_faults(below, additional, below.embedded, apart, &at, found);
+    }
 }
 
 fn root_members(schema: &Value, path: &Path, found: &mut Vec<FieldError>) {
@@ -476,7 +558,7 @@ fn unsteady_keys(schema: &Value, path: &Path) -> Vec<FieldError> {
     found
 }
 
-/// The forms of `x-kubernetes-validations`; the expressions themselves are not looked at.
+/// The forms of `x-kubernetes-validations`; the expressions themselves are looked at by [`rule_faults`].
 fn expressions(schema: &Value, path: &Path, found: &mut Vec<FieldError>) {
     const REASONS: [&str; 4] = [
         "FieldValueDuplicate",
