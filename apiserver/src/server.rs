@@ -9,6 +9,7 @@ use keelson_machinery::schema::Schema;
 use keelson_store::Store;
 use tokio_util::sync::CancellationToken;
 
+use crate::admission::policy::{self, PolicyPlugins};
 use crate::admission::resource_quota::ResourceQuota;
 use crate::admission::resource_quota::status::StoredQuotas;
 use crate::admission::webhook::{self, WebhookMetrics, Webhooks};
@@ -179,10 +180,25 @@ impl ApiServer {
         let webhooks = Webhooks {
             objects: objects.clone(),
             registry: registry.clone(),
+            authorizer: Arc::new(authorizer.clone()),
             provider: provider.clone(),
             clock: config.clock.clone(),
             metrics: metrics.register(WebhookMetrics::new),
         };
+        let policies = PolicyPlugins {
+            objects: objects.clone(),
+            registry: registry.clone(),
+            authorizer: Arc::new(authorizer.clone()),
+            metrics: webhooks.metrics.clone(),
+        };
+        let mutating_policies: Arc<dyn Plugin> = Arc::new(policy::mutating::Mutating::start(
+            policies.clone(),
+            closing.clone(),
+        ));
+        let validating_policies: Arc<dyn Plugin> = Arc::new(policy::validating::Validating::start(
+            policies,
+            closing.clone(),
+        ));
         let mutating: Arc<dyn Plugin> =
             Arc::new(webhook::Mutating::start(webhooks.clone(), closing.clone()));
         let validating: Arc<dyn Plugin> =
@@ -196,7 +212,13 @@ impl ApiServer {
             },
             &config.enable_admission_plugins,
             &config.disable_admission_plugins,
-            vec![quota, mutating, validating],
+            vec![
+                quota,
+                mutating_policies,
+                validating_policies,
+                mutating,
+                validating,
+            ],
         )
         .map_err(|error| StartError::Config(error.to_string()))?;
         let aggregation = Arc::new(Aggregation::new(
@@ -243,6 +265,11 @@ impl ApiServer {
             ));
         }
         serve_custom_resources(&server).await?;
+        tokio::spawn(policy::type_check::run(
+            Objects(server.storage.caches.clone()),
+            Arc::new(loopback::Loopback(server.clone())),
+            server.closing.clone(),
+        ));
         started.store(true, Ordering::Release);
         Ok(ApiServer { server })
     }

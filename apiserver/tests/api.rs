@@ -16,6 +16,7 @@
 //! ```
 
 mod gnostic;
+mod policy;
 mod webhook;
 
 use std::collections::HashMap;

@@ -11,6 +11,7 @@ mod node;
 pub mod notes;
 mod pod;
 mod pod_security;
+pub mod policy;
 mod reinvocation;
 pub mod resource_quota;
 mod service_account;

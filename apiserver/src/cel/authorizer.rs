@@ -17,11 +17,15 @@ use super::types::Type;
 use super::value::{Opaque, Value};
 use crate::request::UserInfo;
 
-/// Names of the types.
+/// Name of the type of `authorizer`.
 pub const AUTHORIZER: &str = "kubernetes.authorization.Authorizer";
+/// Name of the type of a question about a path.
 pub const PATH_CHECK: &str = "kubernetes.authorization.PathCheck";
+/// Name of the type of a question about a group, still without its resource.
 pub const GROUP_CHECK: &str = "kubernetes.authorization.GroupCheck";
+/// Name of the type of a question about a resource.
 pub const RESOURCE_CHECK: &str = "kubernetes.authorization.ResourceCheck";
+/// Name of the type of an answer.
 pub const DECISION: &str = "kubernetes.authorization.Decision";
 
 /// Somebody, or the user of the request.

@@ -11,6 +11,11 @@ use super::metrics::{RejectionCause, WebhookMetrics};
 use super::review::{self, Verdict};
 use super::view::{View, Views};
 use crate::admission::AdmissionRequest;
+use crate::admission::policy::Prepared;
+use crate::admission::policy::conditions::Matched;
+use crate::admission::policy::expressions::with_decisions;
+use crate::authz::Authorizer;
+use crate::cel::authorizer::Decisions;
 use crate::objects::Objects;
 use crate::registry::Registry;
 use tokio_util::sync::CancellationToken;
@@ -22,6 +27,8 @@ pub struct Webhooks {
     pub objects: Objects,
     /// Which resources there are.
     pub registry: Arc<Registry>,
+    /// Who answers match conditions that ask about rights.
+    pub authorizer: Arc<dyn Authorizer>,
     /// Cryptography for TLS.
     pub provider: Arc<rustls::crypto::CryptoProvider>,
     /// Uids of reviews.
@@ -63,19 +70,56 @@ impl Webhooks {
         };
         namespace?;
         object?;
-        if !hook.conditions.is_empty() {
-            self.metrics
-                .condition_failed(&hook.name, "webhook", step, request.operation);
-            if hook.ignore_failures {
-                return Ok(None);
-            }
-            return Err(ApiError::forbidden(
-                &request.group_resource(),
-                &request.request.name,
-                "match conditions cannot be evaluated",
-            ));
+        if !hook.conditions.is_empty()
+            && !self
+                .conditions_hold(hook, request, &seen, views, step)
+                .await?
+        {
+            return Ok(None);
         }
         Ok(Some(seen))
+    }
+
+    /// Whether the match conditions of a webhook let a request through. Failed ones go by the failure policy.
+    async fn conditions_hold(
+        &self,
+        hook: &Hook,
+        request: &AdmissionRequest,
+        seen: &Seen,
+        views: &mut Views,
+        step: &'static str,
+    ) -> Result<bool, ApiError> {
+        let view = views.get(request, seen).await?;
+        let prepared = Prepared::new(request, view, seen, None, None);
+        let matched = with_decisions(
+            &*self.authorizer,
+            &request.user,
+            &mut Decisions::new(),
+            |decisions| hook.conditions.evaluate(prepared.plain_inputs(), decisions),
+        )
+        .await?;
+        match matched {
+            Matched::Yes => Ok(true),
+            Matched::No(_) => {
+                self.metrics
+                    .condition_excluded(&hook.name, "webhook", step, request.operation);
+                Ok(false)
+            }
+            Matched::Failed { why, count } => {
+                for _ in 0..count {
+                    self.metrics
+                        .condition_failed(&hook.name, "webhook", step, request.operation);
+                }
+                if hook.ignore_failures {
+                    return Ok(false);
+                }
+                Err(ApiError::forbidden(
+                    &request.group_resource(),
+                    &request.request.name,
+                    why,
+                ))
+            }
+        }
     }
 
     /// Calls a webhook.

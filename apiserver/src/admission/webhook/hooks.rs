@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::client::{ClientError, HookClient};
 use super::matching::{Rule, Selector, selector};
 use crate::admission::AdmissionRequest;
+use crate::admission::policy::conditions::{Conditions, webhook_environment};
 use crate::objects::{self, Objects};
 use crate::reader::Change;
 
@@ -41,7 +42,7 @@ pub struct Hook {
     /// With which labels.
     pub object_selector: Selector,
     /// What is asked of each request before the call.
-    pub conditions: Vec<Value>,
+    pub conditions: Conditions,
     /// Whether failed calls are ignored.
     pub ignore_failures: bool,
     /// `sideEffects`; empty when unset.
@@ -84,7 +85,10 @@ impl Hook {
             equivalent: text("matchPolicy") != "Exact",
             namespace_selector: selector(hook.get("namespaceSelector")),
             object_selector: selector(hook.get("objectSelector")),
-            conditions: value::items(hook, &["matchConditions"]).to_vec(),
+            conditions: Conditions::compile(
+                value::items(hook, &["matchConditions"]),
+                &webhook_environment(),
+            ),
             ignore_failures: text("failurePolicy") == "Ignore",
             side_effects: text("sideEffects"),
             timeout: Duration::from_secs(seconds),

@@ -62,7 +62,7 @@ impl Mutating {
         seen: &Seen,
         views: &mut Views,
     ) -> Result<bool, Failure> {
-        let view = views.get(request, seen).map_err(Failure::Other)?;
+        let view = views.get(request, seen).await.map_err(Failure::Other)?;
         let verdict = self.webhooks.call(hook, true, request, seen, &view).await?;
         request.annotate(verdict.annotations);
         request.warnings.extend(verdict.warnings);
@@ -102,6 +102,7 @@ impl Mutating {
             .map_err(|error| Failure::Other(ApiError::internal(error)))?;
         let changed = views
             .replace(request, seen, &patched)
+            .await
             .map_err(Failure::Other)?;
         let round = u8::from(request.reinvocation.second_round);
         request.annotate([(
@@ -214,7 +215,7 @@ impl Plugin for Validating {
                 .should_call(hook, request, &mut views, VALIDATING)
                 .await?;
             if let Some(seen) = seen {
-                let view = views.get(request, &seen)?;
+                let view = views.get(request, &seen).await?;
                 relevant.push((hook, seen, view));
             }
         }

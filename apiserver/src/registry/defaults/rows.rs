@@ -269,6 +269,32 @@ pub const ROWS: &[Row] = &[
         "objectSelector",
         "{}",
     ),
+    // Mutating policies are stored in v1beta1.
+    (
+        "admissionregistration.v1beta1.MutatingAdmissionPolicySpec",
+        "failurePolicy",
+        r#""Fail""#,
+    ),
+    (
+        "admissionregistration.v1beta1.MatchResources",
+        "matchPolicy",
+        r#""Equivalent""#,
+    ),
+    (
+        "admissionregistration.v1beta1.MatchResources",
+        "namespaceSelector",
+        "{}",
+    ),
+    (
+        "admissionregistration.v1beta1.MatchResources",
+        "objectSelector",
+        "{}",
+    ),
+    (
+        "admissionregistration.v1beta1.NamedRuleWithOperations",
+        "scope",
+        r#""*""#,
+    ),
     (
         "flowcontrol.v1.FlowSchemaSpec",
         "matchingPrecedence",

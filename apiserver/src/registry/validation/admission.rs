@@ -7,7 +7,7 @@ use keelson_machinery::meta::names;
 use keelson_machinery::status::field::{FieldError, Path};
 use keelson_machinery::value::{self, Value};
 
-use super::{At, Found, has, refuse, text};
+use super::{At, Found, has, policies, refuse, text};
 
 const REVIEW_VERSIONS: [&str; 2] = ["v1", "v1beta1"];
 const SIDE_EFFECTS: [&str; 2] = ["None", "NoneOnDryRun"];
@@ -60,6 +60,7 @@ fn webhook(webhook: &Value, path: &Path, found: &mut Found) {
             "exactly one of url or service is required",
         )),
     }
+    policies::webhook_conditions(webhook, path, found);
 }
 
 /// `IsFullyQualifiedName`.

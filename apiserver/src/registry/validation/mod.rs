@@ -7,6 +7,7 @@ mod config;
 mod network;
 mod pod;
 mod pod_update;
+mod policies;
 mod resources;
 mod rows;
 mod storage;

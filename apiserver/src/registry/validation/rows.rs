@@ -2,7 +2,9 @@
 
 use keelson_machinery::meta::names;
 
-use super::{Check, Rule, admission, config, network, pod, resources, storage, workloads};
+use super::{
+    Check, Rule, admission, config, network, pod, policies, resources, storage, workloads,
+};
 
 use Rule::{
     AddressIfSet, Labels, Name, NameAlways, NameIfSet, NotNegative, OneOf, OneOfIfSet, Port,
@@ -654,6 +656,23 @@ pub const CHECKS: &[(&str, Check)] = &[
     ("rbac.v1.RoleBinding", config::role_binding),
     ("rbac.v1.ClusterRoleBinding", config::cluster_role_binding),
     ("scheduling.v1.PriorityClass", config::priority_class),
+    (
+        "admissionregistration.v1.ValidatingAdmissionPolicy",
+        policies::validating,
+    ),
+    (
+        "admissionregistration.v1.ValidatingAdmissionPolicyBinding",
+        policies::validating_binding,
+    ),
+    // The stored version of mutating policies.
+    (
+        "admissionregistration.v1beta1.MutatingAdmissionPolicy",
+        policies::mutating,
+    ),
+    (
+        "admissionregistration.v1beta1.MutatingAdmissionPolicyBinding",
+        policies::mutating_binding,
+    ),
     (
         "admissionregistration.v1.ValidatingWebhookConfiguration",
         admission::webhooks,
