@@ -1,31 +1,24 @@
 //! The one chain that every request passes, over TLS or within the process: request info, authentication,
-//! impersonation, limits, authorization, then the route.
+//! impersonation, priority and fairness, authorization, then the route.
 
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures::FutureExt;
 use http::HeaderValue;
 use http_body_util::{BodyExt, StreamBody};
 use keelson_machinery::status::{ApiError, Reason};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::admission::Notes;
 use crate::authn::{Authenticator, ConnectionInfo, impersonation};
 use crate::authz::{self, Attributes, Authorizer, Decision};
 use crate::body::{RequestBody, Response};
+use crate::flow_control::Classified;
 use crate::request::{Query, RequestInfo, UserInfo};
 use crate::routes;
 use crate::server::Server;
 use crate::verbs::respond;
-
-/// How long a request waits for its turn before it is refused.
-const QUEUE_TIMEOUT: Duration = Duration::from_secs(15);
-
-/// How many requests may wait for their turn, for each that may run.
-const QUEUE_FACTOR: usize = 10;
 
 /// A request with everything that filters have found out about it.
 pub struct Authorized {
@@ -64,6 +57,7 @@ pub async fn handle(
     let limit = server.config.request_timeout;
     let metrics_server = server.clone();
     let metrics_info = info.clone();
+    let flow: Arc<OnceLock<Classified>> = Arc::default();
     let work = chain(
         server,
         connection,
@@ -72,6 +66,7 @@ pub async fn handle(
         parts,
         body,
         long_running,
+        flow.clone(),
     );
     let guarded = AssertUnwindSafe(work).catch_unwind();
     let finished = if long_running {
@@ -101,6 +96,7 @@ pub async fn handle(
             &ApiError::timeout("request did not complete within the allotted timeout", 0),
         ),
     };
+    tell_flow(&mut response, &flow);
     response
         .headers_mut()
         .entry(http::header::CACHE_CONTROL)
@@ -141,6 +137,7 @@ async fn chain(
     mut parts: http::request::Parts,
     body: RequestBody,
     long_running: bool,
+    flow: Arc<OnceLock<Classified>>,
 ) -> Result<Response, ApiError> {
     let user = match server
         .authentication()
@@ -163,10 +160,15 @@ async fn chain(
         .authentication()
         .strip_credentials(&mut parts.headers);
 
-    let permit = if long_running {
-        None
+    let permit = if takes_turns(&info, long_running) {
+        let (classified, ticket) = server.flow_control.enter(&user, &info).await;
+        let _ = flow.set(classified);
+        match ticket {
+            Some(ticket) => Some(ticket),
+            None => return Ok(too_many_requests()),
+        }
     } else {
-        server.limits.enter(&info, &user).await?
+        None
     };
     authorize(&server, &user, &info).await?;
     let body = if long_running {
@@ -252,72 +254,39 @@ fn is_long_running(info: &RequestInfo) -> bool {
         )
 }
 
-/// Bounds how many requests run at the same time (upstream `--max-requests-inflight` and its mutating sibling).
-pub struct Limits {
-    reads: Lane,
-    writes: Lane,
+/// Whether priority and fairness bounds the request. A watch counts until it has begun; other streams never do.
+fn takes_turns(info: &RequestInfo, long_running: bool) -> bool {
+    !long_running || info.verb == "watch"
 }
 
-struct Lane {
-    permits: Arc<Semaphore>,
-    waiting: AtomicUsize,
-    max_waiting: usize,
+/// The answer to a request that got no turn (upstream `filters.tooManyRequests`).
+fn too_many_requests() -> Response {
+    let mut response = routes::text(
+        "text/plain; charset=utf-8",
+        "Too many requests, please try again later.\n",
+    );
+    *response.status_mut() = http::StatusCode::TOO_MANY_REQUESTS;
+    let headers = response.headers_mut();
+    headers.insert(http::header::RETRY_AFTER, HeaderValue::from_static("1"));
+    headers.insert(
+        http::header::X_CONTENT_TYPE_OPTIONS,
+        HeaderValue::from_static("nosniff"),
+    );
+    response
 }
 
-impl Limits {
-    /// For so many reads and writes.
-    pub fn new(reads: usize, writes: usize) -> Limits {
-        let lane = |size: usize| Lane {
-            permits: Arc::new(Semaphore::new(size)),
-            waiting: AtomicUsize::new(0),
-            max_waiting: size.saturating_mul(QUEUE_FACTOR),
-        };
-        Limits {
-            reads: lane(reads),
-            writes: lane(writes),
+/// Tells where priority and fairness put the request.
+fn tell_flow(response: &mut Response, flow: &OnceLock<Classified>) {
+    let Some(flow) = flow.get() else {
+        return;
+    };
+    for (name, uid) in [
+        ("x-kubernetes-pf-flowschema-uid", &flow.schema_uid),
+        ("x-kubernetes-pf-prioritylevel-uid", &flow.level_uid),
+    ] {
+        if let Ok(uid) = HeaderValue::from_str(uid) {
+            response.headers_mut().insert(name, uid);
         }
-    }
-
-    /// Waits for a turn, for a bounded time in a bounded queue.
-    async fn enter(
-        &self,
-        info: &RequestInfo,
-        user: &UserInfo,
-    ) -> Result<Option<OwnedSemaphorePermit>, ApiError> {
-        // Administrators get in always (upstream's `exempt` priority level), and so do probes.
-        if user.groups.iter().any(|g| g == authz::MASTERS) || routes::is_health_path(&info.path) {
-            return Ok(None);
-        }
-        let lane = if is_mutating(&info.verb) {
-            &self.writes
-        } else {
-            &self.reads
-        };
-        if let Ok(permit) = lane.permits.clone().try_acquire_owned() {
-            return Ok(Some(permit));
-        }
-        let refused =
-            || ApiError::too_many_requests("Too many requests, please try again later.", 1);
-        if lane.waiting.fetch_add(1, Ordering::Relaxed) >= lane.max_waiting {
-            lane.waiting.fetch_sub(1, Ordering::Relaxed);
-            return Err(refused());
-        }
-        let waiting = Waiting(&lane.waiting);
-        let permit =
-            tokio::time::timeout(QUEUE_TIMEOUT, lane.permits.clone().acquire_owned()).await;
-        drop(waiting);
-        match permit {
-            Ok(Ok(permit)) => Ok(Some(permit)),
-            Ok(Err(_)) | Err(_) => Err(refused()),
-        }
-    }
-}
-
-struct Waiting<'a>(&'a AtomicUsize);
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -336,76 +305,6 @@ mod tests {
     use futures::StreamExt;
 
     use super::*;
-
-    fn read(path: &str) -> RequestInfo {
-        RequestInfo {
-            path: path.to_string(),
-            verb: "get".to_string(),
-            ..RequestInfo::default()
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn requests_wait_their_turn_and_then_give_up() {
-        let limits = Arc::new(Limits::new(1, 1));
-        let jane = UserInfo::default();
-        let path = read("/api/v1/pods");
-        let first = limits.enter(&path, &jane).await.expect("a turn");
-        // Writes have a lane of their own; administrators and probes need no turn.
-        let mut write = path.clone();
-        write.verb = "create".to_string();
-        assert!(limits.enter(&write, &jane).await.expect("a turn").is_some());
-        let admin = UserInfo {
-            groups: vec![authz::MASTERS.to_string()],
-            ..UserInfo::default()
-        };
-        assert!(
-            limits
-                .enter(&path, &admin)
-                .await
-                .expect("no limit")
-                .is_none()
-        );
-        let probe = read("/readyz/ping");
-        assert!(
-            limits
-                .enter(&probe, &jane)
-                .await
-                .expect("no limit")
-                .is_none()
-        );
-
-        let error = limits
-            .enter(&path, &jane)
-            .await
-            .expect_err("no turn in time");
-        assert_eq!(
-            (error.code, error.message.as_str()),
-            (429, "Too many requests, please try again later.")
-        );
-        // No more may wait than the queue holds.
-        let waiting: Vec<_> = (0..QUEUE_FACTOR)
-            .map(|_| {
-                let (limits, path, jane) = (limits.clone(), path.clone(), jane.clone());
-                tokio::spawn(async move { limits.enter(&path, &jane).await })
-            })
-            .collect();
-        tokio::task::yield_now().await;
-        let before = tokio::time::Instant::now();
-        assert_eq!(
-            limits
-                .enter(&path, &jane)
-                .await
-                .expect_err("a full queue")
-                .code,
-            429
-        );
-        assert_eq!(before.elapsed(), Duration::ZERO);
-        drop(first);
-        for task in waiting {
-            assert!(task.await.expect("no panic").expect("a turn").is_some());
-        }
-    }
 
     #[tokio::test(start_paused = true)]
     async fn a_body_that_stops_coming_is_given_up() {

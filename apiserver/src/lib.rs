@@ -16,6 +16,7 @@ pub mod config;
 pub mod discovery;
 pub mod extensions;
 pub mod filters;
+pub mod flow_control;
 pub mod health;
 pub mod loopback;
 pub mod metrics;

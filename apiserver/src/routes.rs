@@ -176,7 +176,11 @@ async fn path(request: Authorized) -> Result<Response, ApiError> {
         "/metrics" => {
             return Ok(text(
                 "text/plain; version=0.0.4; charset=utf-8",
-                server.metrics.render(),
+                format!(
+                    "{}{}",
+                    server.flow_control.render(),
+                    server.metrics.render()
+                ),
             ));
         }
         "/.well-known/openid-configuration" | "/openid/v1/jwks" => {

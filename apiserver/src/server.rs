@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 
 use keelson_machinery::catalog::Catalog;
 use keelson_machinery::schema::Schema;
+use keelson_machinery::status::ApiError;
 use keelson_store::Store;
 use tokio_util::sync::CancellationToken;
 
@@ -25,7 +26,7 @@ use crate::bootstrap::{self, ClusterFacts};
 use crate::cache::caches::Caches;
 use crate::config::{AuthorizationMode, Config};
 use crate::extensions;
-use crate::filters::Limits;
+use crate::flow_control::{self, FlowControl};
 use crate::health::Health;
 use crate::loopback;
 use crate::metrics::Metrics;
@@ -74,7 +75,7 @@ pub struct Server {
     /// Health checks.
     pub health: Health,
     /// Bounds on concurrency.
-    pub limits: Limits,
+    pub flow_control: Arc<FlowControl>,
     /// Cancelled when the server is to end its streams.
     pub closing: CancellationToken,
     /// How kubelets, pods and services are reached.
@@ -229,9 +230,10 @@ impl ApiServer {
         let mut health = Health::default();
         let started = health.add("poststarthook/bootstrap-system-objects", true);
         let server = Arc::new(Server {
-            limits: Limits::new(
-                config.max_requests_in_flight,
-                config.max_mutating_requests_in_flight,
+            flow_control: FlowControl::new(
+                config
+                    .max_requests_in_flight
+                    .saturating_add(config.max_mutating_requests_in_flight),
             ),
             storage,
             registry,
@@ -256,6 +258,14 @@ impl ApiServer {
         make_system_objects(&objects, &server, &facts).await?;
         aggregation.follow(server.closing.clone()).await;
         start_aggregation(&server, &objects);
+        configure_flow_control(&server, &objects).await?;
+        tokio::spawn(flow_control::keep(
+            server.flow_control.clone(),
+            objects.clone(),
+            Arc::new(loopback::Loopback(server.clone())),
+            server.config.clock.clone(),
+            server.closing.clone(),
+        ));
         if let Some(rbac) = rbac {
             rbac.synced().await;
             tokio::spawn(bootstrap::follow_aggregation(
@@ -279,6 +289,24 @@ impl ApiServer {
         self.server.closing.cancel();
         self.server.storage.caches.close();
     }
+}
+
+/// The first request finds the levels that are stored.
+async fn configure_flow_control(server: &Server, objects: &Objects) -> Result<(), StartError> {
+    let failed = |error: ApiError| StartError::System(error.message);
+    let schemas = objects
+        .list(flow_control::GROUP, flow_control::SCHEMAS, None)
+        .await
+        .map_err(failed)?;
+    let levels = objects
+        .list(flow_control::GROUP, flow_control::LEVELS, None)
+        .await
+        .map_err(failed)?;
+    server.flow_control.configure(
+        schemas.iter().map(|object| &**object),
+        levels.iter().map(|object| &**object),
+    );
+    Ok(())
 }
 
 /// Registers what this server serves, and watches over what others do.

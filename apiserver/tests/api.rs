@@ -12,6 +12,7 @@
 //! = path json                what stands at a path of the JSON answer (`a.b[0].c`)
 //! ! path                     nothing stands there
 //! W text                     a warning header
+//! H Header: value            a header
 //! @ name path                remembers what stands there as ${name} for later cases of the file
 //! ```
 
@@ -235,6 +236,11 @@ fn compare(
                     .collect();
                 (!found.contains(&wanted.as_str().into()))
                     .then(|| format!("no {wanted} among {found:?}"))
+            }
+            "H" => {
+                let (name, wanted) = rest.split_once(": ").expect("a header");
+                let found = answer.headers.get(name).and_then(|v| v.to_str().ok());
+                (found != Some(wanted)).then(|| format!("{name} is {found:?}, not {wanted}"))
             }
             "@" => {
                 let (variable, path) = rest.split_once(' ').expect("a name and a path");

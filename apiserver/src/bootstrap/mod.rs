@@ -1,6 +1,7 @@
 //! What a new cluster is born with, and what a new release adds to an old one: system namespaces, the default roles and
-//! bindings, priority classes, the `kubernetes` Service's ground. Every server start compares what is there with what
-//! should be and writes the difference; nothing that an administrator added is taken away.
+//! bindings, priority classes, the levels of priority and fairness, the `kubernetes` Service's ground. Every server start
+//! compares what is there with what should be and writes the difference; nothing that an administrator added is taken
+//! away.
 //!
 //! [`plan`] is a pure function from what is there to the writes; [`run`] reads, plans and writes, in two rounds
 //! (namespaces must stand before what lives in them).
@@ -22,6 +23,7 @@ use keelson_machinery::meta;
 use keelson_machinery::status::ApiError;
 use keelson_machinery::value::Value;
 
+use crate::flow_control;
 use crate::objects::Objects;
 use crate::reader::GroupResource;
 
@@ -73,6 +75,14 @@ pub async fn run(
             .await?;
             let mut writes = system::plan(objects, facts).await?;
             writes.extend(rbac::plan(objects).await?);
+            writes.extend(flow_control::defaults::plan(
+                &objects
+                    .list(flow_control::GROUP, flow_control::SCHEMAS, None)
+                    .await?,
+                &objects
+                    .list(flow_control::GROUP, flow_control::LEVELS, None)
+                    .await?,
+            ));
             write_all(writer, writes).await
         };
         match result.await {

@@ -14,6 +14,7 @@ pub mod core;
 pub mod defaults;
 pub mod delete;
 pub mod discovery;
+pub mod flowcontrol;
 pub mod generic;
 pub mod plan;
 pub mod resource;

@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use super::core::allocator::Allocator;
 use super::strategy::Strategy;
-use super::{apiextensions, apiregistration, apps, batch, certificates, core, discovery, resource};
+use super::{
+    apiextensions, apiregistration, apps, batch, certificates, core, discovery, flowcontrol,
+    resource,
+};
 
 /// What strategies share with the server.
 pub struct Settings {
@@ -49,6 +52,10 @@ pub fn lookup(group: &str, resource: &str, settings: &Settings) -> Arc<dyn Strat
             Arc::new(certificates::SigningRequest)
         }
         ("discovery.k8s.io", "endpointslices") => Arc::new(discovery::EndpointSlice),
+        ("flowcontrol.apiserver.k8s.io", "flowschemas") => Arc::new(flowcontrol::FlowSchema),
+        ("flowcontrol.apiserver.k8s.io", "prioritylevelconfigurations") => {
+            Arc::new(flowcontrol::PriorityLevelConfiguration)
+        }
         ("resource.k8s.io", "devicetaintrules") => Arc::new(resource::DeviceTaintRule),
         ("resource.k8s.io", "resourceslices") => Arc::new(resource::ResourceSlice),
         _ => Arc::new(Plain),
