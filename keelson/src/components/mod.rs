@@ -4,6 +4,7 @@ pub mod agent;
 pub mod apiserver;
 pub mod conformance;
 pub mod controller_manager;
+mod delegated;
 pub mod dns;
 pub mod images;
 pub mod kubelet;
@@ -89,7 +90,7 @@ pub fn host_name() -> String {
 /// Flags that scheduler and controller manager share.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Controller {
-    /// Who asks for metrics is checked with this kubeconfig; metrics are not served on this port, so it is only read
+    /// Who asks for metrics is checked with this kubeconfig [default: that of the component]
     #[arg(long)]
     authentication_kubeconfig: Option<PathBuf>,
     /// As --authentication-kubeconfig
@@ -107,23 +108,27 @@ pub struct Controller {
 }
 
 impl Controller {
-    /// Serves `/healthz`, `/livez` and `/readyz` over TLS. Metrics need to know who asks and are not served here yet.
+    /// Serves `/healthz`, `/livez` and `/readyz` over TLS, and `/metrics` to those whom the API server lets read it.
     ///
     /// # Errors
-    /// A port that is taken, a folder that cannot be written.
-    pub async fn serve(&self, port: u16, shutdown: &CancellationToken) -> anyhow::Result<()> {
+    /// A port that is taken, a kubeconfig that cannot be used.
+    pub async fn serve(
+        &self,
+        port: u16,
+        client: &Client,
+        metrics: &Metrics,
+        shutdown: &CancellationToken,
+    ) -> anyhow::Result<()> {
         if port == 0 {
             return Ok(());
         }
-        for file in [
-            &self.authentication_kubeconfig,
-            &self.authorization_kubeconfig,
-        ]
-        .into_iter()
-        .flatten()
-        {
+        if let Some(file) = &self.authorization_kubeconfig {
             std::fs::metadata(file).with_context(|| format!("reading {}", file.display()))?;
         }
+        let asked = match &self.authentication_kubeconfig {
+            Some(file) => keelson_runtime::client::from_kubeconfig(file, "delegated-auth").await?,
+            None => client.clone(),
+        };
         let address = SocketAddr::new(self.bind_address, port);
         let listener = TcpListener::bind(address)
             .await
@@ -132,7 +137,7 @@ impl Controller {
         tokio::spawn(serving::serve(
             listener,
             Some(acceptor),
-            Endpoints::new(),
+            Endpoints::new().path("/metrics", delegated::metrics(asked, metrics.clone())),
             shutdown.clone(),
         ));
         Ok(())

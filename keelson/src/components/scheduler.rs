@@ -16,7 +16,7 @@ pub struct Flags {
     kubeconfig: PathBuf,
     #[command(flatten)]
     controller: Controller,
-    /// Port of the health endpoints; 0 for none
+    /// Port of health and metrics; 0 for none
     #[arg(long, default_value_t = 10259)]
     secure_port: u16,
     #[command(flatten)]
@@ -44,7 +44,10 @@ pub async fn run(flags: Flags) -> anyhow::Result<()> {
     let Some(config) = config else {
         anyhow::bail!("the metrics registry was not available")
     };
-    flags.controller.serve(flags.secure_port, &shutdown).await?;
+    flags
+        .controller
+        .serve(flags.secure_port, &client, &metrics, &shutdown)
+        .await?;
     let scheduling = client.clone();
     flags
         .controller

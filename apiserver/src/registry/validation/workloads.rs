@@ -508,7 +508,7 @@ pub fn cron_job(spec: &Value, at: &At<'_>, found: &mut Found) {
             zone,
             "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones",
         )),
-        Some(zone) if jiff::tz::TimeZone::get(zone).is_err() => found.push(FieldError::invalid(
+        Some(zone) if keelson_machinery::time::zone(zone).is_none() => found.push(FieldError::invalid(
             &path,
             zone,
             format!("unknown time zone {zone}"),
