@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use bytes::{BufMut, Bytes, BytesMut};
 use keelson_machinery::clock::Clock;
 use keelson_machinery::meta::{self, GroupResource};
-use keelson_machinery::status::field::{FieldError, Path};
+use keelson_machinery::status::field::{FieldError, MAX_FINDINGS, Path};
 use keelson_machinery::status::{ApiError, Reason};
 use keelson_machinery::time;
 use keelson_machinery::value::{self, Value};
@@ -326,7 +326,7 @@ fn refuse_findings(
         return Ok(());
     }
     let mut seen = std::collections::HashSet::new();
-    findings.retain(|finding| seen.insert(finding.to_string()));
+    findings.retain(|finding| seen.len() < MAX_FINDINGS && seen.insert(finding.to_string()));
     Err(ApiError::invalid(
         &served.group_kind(),
         meta::name(object),

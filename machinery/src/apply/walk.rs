@@ -6,6 +6,7 @@ use super::path::PathElement;
 use super::set::{Node, Set};
 use super::shape::{ListShape, Shape, item_step};
 use crate::schema::{Cardinality, Kind};
+use crate::status::field::{MAX_FINDINGS, MAX_PATH};
 use crate::structural::SchemaType;
 use crate::value::{Object, Value};
 
@@ -21,6 +22,10 @@ fn check_at(shape: Shape<'_>, value: &Value, path: &mut String, errors: &mut Vec
         return;
     }
     let length = path.len();
+    if length > MAX_PATH {
+        errors.push("a path has too many or too long steps".to_owned());
+        return;
+    }
     match shape {
         Shape::Object(_) | Shape::Map(_) | Shape::Custom(_) => {
             let Some(members) = value.as_object() else {
@@ -28,6 +33,9 @@ fn check_at(shape: Shape<'_>, value: &Value, path: &mut String, errors: &mut Vec
                 return;
             };
             for (name, member) in members {
+                if errors.len() >= MAX_FINDINGS {
+                    return;
+                }
                 path.push('.');
                 path.push_str(name);
                 let (of, declared) = shape.member(name);

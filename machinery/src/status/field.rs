@@ -22,26 +22,35 @@ impl Path {
 
     /// The member `name` below this one.
     pub fn child(&self, name: &str) -> Self {
-        if self.0.is_empty() {
-            return Path::new(name);
+        match self.0.is_empty() {
+            true => self.step("", name, ""),
+            false => self.step(".", name, ""),
         }
-        let mut out = String::with_capacity(self.0.len() + 1 + name.len());
-        out.push_str(&self.0);
-        out.push('.');
-        out.push_str(name);
-        Path(out)
     }
 
     /// The list item `index` of this one.
     pub fn index(&self, index: usize) -> Self {
-        Path(format!("{}[{index}]", self.0))
+        self.step("[", &index.to_string(), "]")
     }
 
     /// The map entry `key` of this one.
     pub fn key(&self, key: &str) -> Self {
-        Path(format!("{}[{key}]", self.0))
+        self.step("[", key, "]")
+    }
+
+    /// Names of members may come from outside and be as long as a body: a path that becomes too long ends before.
+    fn step(&self, before: &str, name: &str, after: &str) -> Self {
+        if self.0.len() + name.len() > MAX_PATH {
+            return self.clone();
+        }
+        Path([&self.0, before, name, after].concat())
     }
 }
+
+/// Longest path, in bytes, but for a sign or two.
+pub const MAX_PATH: usize = 2048;
+/// How many findings about one object are told; what finds them may stop there.
+pub const MAX_FINDINGS: usize = 1000;
 
 impl fmt::Display for Path {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

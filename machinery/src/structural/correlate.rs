@@ -1,5 +1,7 @@
 //! Which old value a part of a new one stands for (upstream `apiserver/pkg/cel/common.CorrelatedObject`).
 
+use std::collections::HashMap;
+
 use super::{ListKind, Structural};
 use crate::value::Value;
 
@@ -15,20 +17,38 @@ pub fn old_member<'a>(
     old?.as_object()?.get(name)
 }
 
-/// The old item with the keys of `item`; lists whose items have no keys are not correlated.
-pub fn old_item<'a>(
-    schema: &Structural,
-    old: Option<&'a Value>,
-    item: &Value,
-) -> Option<&'a Value> {
-    if schema.list != ListKind::Map {
-        return None;
+/// The items of an old list by their keys.
+pub struct OldItems<'a> {
+    keys: &'a [Box<str>],
+    items: HashMap<String, &'a Value>,
+}
+
+impl<'a> OldItems<'a> {
+    /// Of a list; `None` where items have no keys, which are not correlated.
+    pub fn new(schema: &'a Structural, old: Option<&'a Value>) -> Option<OldItems<'a>> {
+        if schema.list != ListKind::Map {
+            return None;
+        }
+        let mut found = OldItems {
+            keys: &schema.list_keys,
+            items: HashMap::new(),
+        };
+        for item in old?.as_array()? {
+            // The first of several counts.
+            found.items.entry(found.name(item)).or_insert(item);
+        }
+        Some(found)
     }
-    let same_keys = |candidate: &&Value| {
-        schema
-            .list_keys
-            .iter()
-            .all(|key| candidate.get(&**key) == item.get(&**key))
-    };
-    old?.as_array()?.iter().find(same_keys)
+
+    /// The old item with the keys of `item`.
+    pub fn of(&self, item: &Value) -> Option<&'a Value> {
+        self.items.get(&self.name(item)).copied()
+    }
+
+    fn name(&self, item: &Value) -> String {
+        let keys = self.keys.iter().map(|key| item.get(&**key).cloned());
+        // An absent key is told from a null.
+        let keys = keys.map(|key| key.map_or(Value::Bool(false), |key| Value::Array(vec![key])));
+        Value::Array(keys.collect()).to_string()
+    }
 }

@@ -6,7 +6,7 @@ use crate::codec::json::decode_value;
 use crate::codec::{StrictError, Strictness};
 use crate::meta::{self, GroupVersion, names};
 use crate::schema::{Schema, Type};
-use crate::status::field::{FieldError, Path};
+use crate::status::field::{FieldError, MAX_FINDINGS, Path};
 use crate::value::{self, Value};
 
 /// What to do with metadata that have the wrong type.
@@ -116,6 +116,7 @@ fn walk(
         }
         let shown = value.get("metadata").cloned();
         match coerce_metadata(value, malformed) {
+            Ok(_) if unknown.len() >= MAX_FINDINGS => {}
             Ok(found) => unknown.extend(found.into_iter().filter_map(|error| match error {
                 StrictError::Unknown(name) => Some(format!("{path}.metadata.{name}")),
                 StrictError::Duplicate(_) | StrictError::Yaml(_) => None,

@@ -246,11 +246,10 @@ fn ascii_classes(text: &str) -> String {
                 (Some('S'), false) => out.push_str("[^\\t\\n\\f\\r ]"),
                 (Some('b'), false) => out.push_str("(?-u:\\b)"),
                 (Some('Q'), false) => {
-                    let rest: String = chars.as_str().to_string();
-                    let (quoted, after) = rest.split_once("\\E").unwrap_or((&rest, ""));
+                    let rest = chars.as_str();
+                    let (quoted, after) = rest.split_once("\\E").unwrap_or((rest, ""));
                     out.push_str(&regex::escape(quoted));
-                    out.push_str(&ascii_classes(after));
-                    return out;
+                    chars = after.chars();
                 }
                 (Some(other), _) => {
                     out.push('\\');

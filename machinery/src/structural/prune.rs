@@ -2,6 +2,7 @@
 //! `schema/pruning`, `schema/defaulting`).
 
 use super::{Additional, Structural};
+use crate::status::field::{MAX_FINDINGS, MAX_PATH};
 use crate::value::Value;
 
 const META: [&str; 3] = ["apiVersion", "kind", "metadata"];
@@ -25,7 +26,10 @@ struct Pruner {
 
 impl Pruner {
     fn record(&mut self, name: &str) {
-        if let Some(unknown) = &mut self.unknown {
+        if let Some(unknown) = &mut self.unknown
+            && unknown.len() < MAX_FINDINGS
+            && self.path.len() + name.len() <= MAX_PATH
+        {
             let dot = if self.path.is_empty() { "" } else { "." };
             unknown.push(format!("{}{dot}{name}", self.path));
         }
@@ -33,7 +37,8 @@ impl Pruner {
 
     fn at_member(&mut self, name: &str, then: impl FnOnce(&mut Self)) {
         let length = self.path.len();
-        if self.unknown.is_some() {
+        // Names may be as long as a body.
+        if self.unknown.is_some() && length + name.len() <= MAX_PATH {
             if length > 0 {
                 self.path.push('.');
             }

@@ -345,3 +345,46 @@ fn lists_by_key() {
         ]
     );
 }
+
+/// Bodies are large, and names in them as long as they are: what is told of them stays small, and nothing is compared
+/// each with each.
+#[test]
+fn what_is_told_is_bounded() {
+    use crate::status::field::{MAX_FINDINGS, MAX_PATH};
+    use crate::value::Object;
+    let schema = spec(json!({"type": "object", "additionalProperties": {
+        "type": "object",
+        "properties": {"list": {"type": "array", "items": {"type": "integer"}}},
+    }}));
+    let many: Object = (0..5_000).map(|n| (format!("m{n}"), json!(1))).collect();
+    let mut long = Object::new();
+    long.insert("k".repeat(1 << 20), Value::Object(many.clone()));
+    long.insert("short".to_owned(), Value::Object(many));
+    let mut object = json!({"spec": long});
+    let unknown = prune(&mut object, &schema, true);
+    assert_eq!(unknown.len(), MAX_FINDINGS);
+    assert!(unknown.iter().all(|path| path.len() <= MAX_PATH));
+    assert_eq!(object["spec"]["short"], json!({}));
+
+    let wrong = json!({"spec": {"k".repeat(1 << 20): {"list": vec!["x"; 5_000]}}});
+    let found = validate(&schema, &wrong, &Path::root());
+    assert!((1..=MAX_FINDINGS).contains(&found.len()), "{}", found.len());
+    assert!(found.iter().all(|one| one.field.len() <= MAX_PATH));
+
+    let keyed = spec(json!({
+        "type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["a"],
+        "items": {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}},
+    }));
+    let items = |b: Value| -> Value {
+        let items = (0..20_000).map(|a| json!({"a": a, "b": b}));
+        json!({"spec": items.collect::<Vec<_>>()})
+    };
+    // What was wrong before may stay, and only that.
+    let (old, mut new) = (items(json!("x")), items(json!("x")));
+    new["spec"][7]["b"] = json!("y");
+    let found = validate_update(&keyed, &new, Some(&old), &Path::root());
+    assert_eq!(found.len(), 1);
+    assert_eq!(found[0].field, "spec[7].b");
+
+    assert!(compile(&"\\Qa\\E".repeat(20_000)).is_ok());
+}

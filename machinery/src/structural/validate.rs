@@ -1,10 +1,10 @@
 //! Whether values are of a schema, with upstream's words (`kube-openapi/pkg/validation/validate`, and
 //! `apiextensions-apiserver/pkg/apiserver/validation`). On updates, what did not change is not objected to.
 
-use super::correlate::{old_item, old_member};
+use super::correlate::{OldItems, old_member};
 use super::format::is_of_format;
 use super::{Additional, Checks, SchemaType, Structural};
-use crate::status::field::{FieldError, Path};
+use crate::status::field::{FieldError, MAX_FINDINGS, MAX_PATH, Path};
 use crate::text::quote;
 use crate::value::{Object, Value};
 
@@ -57,7 +57,10 @@ impl Outcome {
     }
 
     fn add(&mut self, objection: Objection) {
-        if !self.objections.iter().any(|o| o.text == objection.text) {
+        // Each is compared with all: more than are told are not gathered.
+        if self.objections.len() < MAX_FINDINGS
+            && !self.objections.iter().any(|o| o.text == objection.text)
+        {
             self.objections.push(objection);
         }
     }
@@ -122,6 +125,14 @@ impl Outcome {
 #[derive(Clone, Copy, Default)]
 struct Run {
     ratchet: bool,
+}
+
+/// A path with one more step, as long as it is not too long.
+fn step(path: &str, before: &str, name: &str, after: &str) -> String {
+    if path.len() + name.len() > MAX_PATH {
+        return path.to_owned();
+    }
+    [path, before, name, after].concat()
 }
 
 /// The old value of a node, when there is one to compare with at all.
@@ -281,12 +292,12 @@ impl Run {
         out: &mut Outcome,
     ) {
         if let Some(below) = &schema.items {
+            let before = self.ratchet.then(|| OldItems::new(schema, old)).flatten();
             for (index, item) in items.iter().enumerate() {
-                let before = self
-                    .ratchet
-                    .then(|| old_item(schema, old, item))
-                    .filter(Option::is_some);
-                out.merge(self.node(below, item, before, &format!("{path}[{index}]")));
+                let before = before.as_ref().map(|items| items.of(item));
+                let before = before.filter(Option::is_some);
+                let path = step(path, "[", &index.to_string(), "]");
+                out.merge(self.node(below, item, before, &path));
             }
         }
         let size = i64::try_from(items.len()).unwrap_or(i64::MAX);
@@ -358,9 +369,9 @@ impl Run {
                 .then(|| old_member(schema, old, name))
                 .filter(Option::is_some);
             let below_path = if known.is_some() && path.is_empty() {
-                name.clone()
+                step("", "", name, "")
             } else {
-                format!("{path}.{name}")
+                step(path, ".", name, "")
             };
             out.merge(self.node(below, member, before, &below_path));
         }

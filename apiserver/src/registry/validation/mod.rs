@@ -20,7 +20,7 @@ use std::sync::LazyLock;
 
 use keelson_machinery::meta::names;
 use keelson_machinery::schema::{Cardinality, Type};
-use keelson_machinery::status::field::{FieldError, Path};
+use keelson_machinery::status::field::{FieldError, MAX_FINDINGS, Path};
 use keelson_machinery::value::{self, Value};
 
 use super::plan::{Plan, Plans, short_name};
@@ -233,6 +233,9 @@ impl Actions {
 }
 
 fn walk(plan: &Plan<Actions>, node: usize, value: &Value, at: At<'_>, found: &mut Found) {
+    if found.len() > MAX_FINDINGS {
+        return;
+    }
     let node = &plan.nodes[node];
     let Value::Object(members) = value else {
         return;
