@@ -21,16 +21,36 @@ pub struct CompileError {
     text: String,
 }
 
+/// How many mistakes are told (cel-go: 100).
+const MAX_ISSUES: usize = 100;
+/// How much of them is told, in bytes: each is told with its whole line.
+const MAX_TEXT: usize = 1 << 16;
+
 impl CompileError {
     /// The mistakes in `source`.
     pub fn new(source: &str, mut issues: Vec<Issue>) -> CompileError {
         issues.sort_by_key(|issue| issue.at);
         issues.dedup();
-        let shown: Vec<String> = issues.iter().map(|issue| show(source, issue)).collect();
-        CompileError {
-            text: shown.join("\n"),
-            issues,
+        let more = issues.len().saturating_sub(MAX_ISSUES);
+        issues.truncate(MAX_ISSUES);
+        let mut text = String::new();
+        for (index, issue) in issues.iter().enumerate() {
+            if text.len() > MAX_TEXT {
+                text += &format!(
+                    "\n{} more errors were truncated",
+                    issues.len() - index + more
+                );
+                return CompileError { text, issues };
+            }
+            if index > 0 {
+                text.push('\n');
+            }
+            text += &show(source, issue);
         }
+        if more > 0 {
+            text += &format!("\n{more} more errors were truncated");
+        }
+        CompileError { text, issues }
     }
 }
 

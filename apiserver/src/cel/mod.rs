@@ -73,7 +73,7 @@ impl Program {
         budget: &mut Budget,
     ) -> Result<Value<'a>, EvalError> {
         let allowed = budget.left().min(PER_CALL_LIMIT);
-        let mut own = Budget::new(allowed);
+        let mut own = budget.share(allowed, self.expr.height + eval::NESTING)?;
         let result = Scope::new(variables, &mut own).eval(&self.expr);
         let spent = allowed - own.left();
         match budget.charge(spent) {

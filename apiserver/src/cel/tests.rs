@@ -171,6 +171,100 @@ fn evaluation_is_bounded() {
 }
 
 #[test]
+fn values_in_values_are_bounded() {
+    let env = environment(Type::Dyn);
+    // Each step holds the one before twice: 2^60 parts in a few kilobytes.
+    let steps = |pair: &str| {
+        let mut source = "[1]".to_string();
+        for step in 0..60 {
+            let pair = pair.replace('v', &format!("v{step}"));
+            source += &format!(".map(v{step}, dyn({pair}))");
+        }
+        source
+    };
+    let lists = steps("[v, v]");
+    let maps = steps("{'a': v, 'b': v}");
+    for source in [
+        format!("{lists} == {lists}"),
+        format!("{maps} == {maps}"),
+        format!("[{lists}].indexOf({lists}) == 0"),
+        format!("'%s'.format([{lists}]) == ''"),
+        format!("'%s'.format([optional.of({maps})]) == ''"),
+        format!("dyn({{'a': 1}})[{lists}] == 1"),
+    ] {
+        let program = Program::compile(&source, &env).expect("compiles");
+        let result = program.evaluate(&Vec::new(), &mut Budget::new(PER_CALL_LIMIT / 10));
+        assert!(result.is_err(), "{source}");
+    }
+    let program = Program::compile(&lists, &env).expect("compiles");
+    let made = program.evaluate(&Vec::new(), &mut Budget::new(PER_CALL_LIMIT / 10));
+    assert!(made.expect("a value").to_json().is_err());
+    // Without `dyn` the types grow like the values.
+    let typed = steps("{'a': {'b': v}, 'c': {'d': v}}").replace("dyn(", "(");
+    let _ = Program::compile(&typed, &env);
+}
+
+#[test]
+fn loops_cost_as_far_as_they_go() {
+    let env = environment(Type::Dyn);
+    let list = Json::from((0..200_000).map(Json::from).collect::<Vec<_>>());
+    let object = json!({"list": list});
+    let world = World(vec![(
+        "object",
+        Value::from_json(&object, &Type::Dyn).expect("a value"),
+    )]);
+    // The inner loop ends at its first item: it must not read the others.
+    let source = "object.list.all(a, object.list.exists(b, true))";
+    let program = Program::compile(source, &env).expect("compiles");
+    let result = program.evaluate(&world, &mut Budget::new(PER_CALL_LIMIT / 10));
+    assert_eq!(result.err(), Some(EvalError::Cost));
+    // Expressions of regular expressions that come with the object are compiled a few times, not for each item.
+    let source = "object.list.exists(a, 'x'.matches('\\\\w{300}' + string(a)))";
+    let program = Program::compile(source, &env).expect("compiles");
+    let result = program.evaluate(&world, &mut Budget::new(PER_CALL_LIMIT / 10));
+    assert_eq!(result.err(), Some(EvalError::Cost));
+}
+
+#[test]
+fn expressions_within_expressions_are_bounded() {
+    /// Variables that name the next one: `v0` is `v1 + 1`, and so on.
+    struct Chain(Program);
+    impl<'a> Variables<'a> for Chain {
+        fn variable(&self, _: &str, budget: &mut Budget) -> Option<Result<Value<'a>, EvalError>> {
+            Some(self.0.evaluate(self, budget))
+        }
+    }
+    let env = Environment::new().with("v", Type::Int);
+    let chain = Chain(Program::compile("v + 1", &env).expect("compiles"));
+    let result = chain.0.evaluate(&chain, &mut Budget::new(RUNTIME_BUDGET));
+    let told = result.expect_err("no end").to_string();
+    assert!(told.contains("recursion limit"), "{told}");
+    // The tallest trees are evaluated where the stack is that of a thread of ours.
+    let env = Environment::new();
+    for source in [
+        "1 + ".repeat(240) + "1",
+        "[".repeat(90) + "[0].map(x, x)" + &"]".repeat(90),
+        "[0]".to_string() + &".map(x, x)".repeat(200),
+    ] {
+        let program = Program::compile(&source, &env).expect("compiles");
+        let result = program.evaluate(&Vec::new(), &mut Budget::new(RUNTIME_BUDGET));
+        assert!(result.is_ok(), "{source}");
+    }
+}
+
+#[test]
+fn mistakes_told_are_bounded() {
+    let env = Environment::new();
+    for source in ["$".repeat(99_999), format!("[{}a]", "a,".repeat(49_000))] {
+        let error = Program::compile(&source, &env).expect_err("mistakes");
+        assert!(error.issues.len() <= 100);
+        let told = error.to_string();
+        assert!(told.len() < 1 << 20, "{}", told.len());
+        assert!(told.ends_with("more errors were truncated"));
+    }
+}
+
+#[test]
 fn missing_decisions_are_asked_for() {
     let env = environment(Type::Dyn);
     let world = World(vec![("authorizer", authorizer_value())]);

@@ -13,6 +13,7 @@ use jiff::Timestamp;
 use keelson_machinery::value::Value as Json;
 
 use super::error::EvalError;
+use super::eval::Budget;
 use super::types::Type;
 
 /// Text, borrowed from outside or shared.
@@ -274,11 +275,7 @@ impl<'a> Value<'a> {
             Value::Json(Json::Object(members), of) => Some(
                 members
                     .iter()
-                    .map(|(name, member)| {
-                        let of = member_type(of, name).unwrap_or(Type::Dyn);
-                        let value = Value::from_json(member, &of)?;
-                        Ok((Value::String(Text::Borrowed(name)), value))
-                    })
+                    .map(|member| json_entry(member, of))
                     .collect(),
             ),
             _ => None,
@@ -360,7 +357,8 @@ impl<'a> Value<'a> {
     }
 
     /// CEL's `==`: numbers across their types, lists and maps by their content, all else only within a type.
-    pub fn equals(&self, other: &Value<'a>) -> Result<bool, EvalError> {
+    pub fn equals(&self, other: &Value<'a>, budget: &mut Budget) -> Result<bool, EvalError> {
+        budget.look(1)?;
         use Value::{
             Bool, Bytes, Double, Duration, Int, Map, Null, Opaque, Optional, Timestamp, Uint,
         };
@@ -381,7 +379,7 @@ impl<'a> Value<'a> {
             (Opaque(a), Opaque(b)) => a.equals(&**b),
             (Optional(a), Optional(b)) => match (a, b) {
                 (None, None) => true,
-                (Some(a), Some(b)) => a.equals(b)?,
+                (Some(a), Some(b)) => a.equals(b, budget)?,
                 _ => false,
             },
             (Value::Struct(a, x), Value::Struct(b, y)) => {
@@ -390,7 +388,7 @@ impl<'a> Value<'a> {
                 }
                 for (name, value) in x.iter() {
                     match y.iter().find(|(other, _)| other == name) {
-                        Some((_, other)) if value.equals(other)? => {}
+                        Some((_, other)) if value.equals(other, budget)? => {}
                         _ => return Ok(false),
                     }
                 }
@@ -405,7 +403,7 @@ impl<'a> Value<'a> {
                     return Ok(false);
                 };
                 for (a, b) in a?.iter().zip(b?.iter()) {
-                    if !a.equals(b)? {
+                    if !a.equals(b, budget)? {
                         return Ok(false);
                     }
                 }
@@ -423,7 +421,7 @@ impl<'a> Value<'a> {
                 };
                 for (key, value) in entries? {
                     match b.at(&key)? {
-                        Some(other) if value.equals(&other)? => {}
+                        Some(other) if value.equals(&other, budget)? => {}
                         _ => return Ok(false),
                     }
                 }
@@ -466,8 +464,20 @@ impl<'a> Value<'a> {
         })
     }
 
-    /// As JSON, for patches and audit; an error for what has no JSON form.
+    /// As JSON, for patches and audit; an error for what has no JSON form or would be too large: a list may hold one value
+    /// many times, and that one another.
     pub fn to_json(&self) -> Result<Json, EvalError> {
+        let mut room = MAX_JSON;
+        self.json_within(&mut room)
+    }
+
+    fn json_within(&self, room: &mut usize) -> Result<Json, EvalError> {
+        let text = match self {
+            Value::String(text) => text.len(),
+            Value::Bytes(bytes) => bytes.len(),
+            _ => 0,
+        };
+        take(room, text + 1)?;
         Ok(match self {
             Value::Null => Json::Null,
             Value::Bool(b) => Json::from(*b),
@@ -478,10 +488,13 @@ impl<'a> Value<'a> {
             Value::Bytes(bytes) => Json::from(STANDARD.encode(bytes)),
             Value::Timestamp(at) => Json::from(keelson_machinery::time::format(*at)),
             Value::Duration(nanos) => Json::from(format_duration(*nanos)),
-            Value::Json(json, _) => Json::clone(json),
+            Value::Json(json, _) => {
+                weigh(json, room)?;
+                Json::clone(json)
+            }
             Value::List(items) => {
                 let items: Result<Vec<Json>, EvalError> =
-                    items.iter().map(Value::to_json).collect();
+                    items.iter().map(|item| item.json_within(room)).collect();
                 Json::from(items?)
             }
             Value::Map(entries) => {
@@ -490,7 +503,8 @@ impl<'a> Value<'a> {
                     let Key::String(key) = key else {
                         return Err(EvalError::message("map keys must be strings in JSON"));
                     };
-                    object.insert(key.to_string(), value.to_json()?);
+                    take(room, key.len())?;
+                    object.insert(key.to_string(), value.json_within(room)?);
                 }
                 Json::Object(object)
             }
@@ -498,11 +512,11 @@ impl<'a> Value<'a> {
                 let mut object = keelson_machinery::value::Object::new();
                 for (name, value) in fields.iter() {
                     let name = super::escape::unescape(name).unwrap_or_else(|| name.to_string());
-                    object.insert(name, value.to_json()?);
+                    object.insert(name, value.json_within(room)?);
                 }
                 Json::Object(object)
             }
-            Value::Optional(Some(inner)) => inner.to_json()?,
+            Value::Optional(Some(inner)) => inner.json_within(room)?,
             Value::Optional(None) => Json::Null,
             Value::Type(_) | Value::Opaque(_) => {
                 return Err(EvalError::message(format!(
@@ -511,6 +525,32 @@ impl<'a> Value<'a> {
                 )));
             }
         })
+    }
+}
+
+/// The largest JSON that an expression makes, in bytes of its texts and parts.
+const MAX_JSON: usize = 16 << 20;
+
+fn take(room: &mut usize, size: usize) -> Result<(), EvalError> {
+    *room = room
+        .checked_sub(size)
+        .ok_or_else(|| EvalError::message("the value is too large"))?;
+    Ok(())
+}
+
+/// Takes the size of JSON away.
+fn weigh(json: &Json, room: &mut usize) -> Result<(), EvalError> {
+    match json {
+        Json::String(text) => take(room, text.len() + 1),
+        Json::Array(items) => {
+            take(room, 1)?;
+            items.iter().try_for_each(|item| weigh(item, room))
+        }
+        Json::Object(members) => members.iter().try_for_each(|(name, member)| {
+            take(room, name.len() + 1)?;
+            weigh(member, room)
+        }),
+        _ => take(room, 1),
     }
 }
 
@@ -545,11 +585,21 @@ fn same_kind(a: &Type, b: &Type) -> bool {
     }
 }
 
-fn item_type(of: &Type) -> Type {
+pub(super) fn item_type(of: &Type) -> Type {
     match of {
         Type::List(item) => Type::clone(item),
         _ => Type::Dyn,
     }
+}
+
+/// Name and value of a member of an object from outside.
+pub(super) fn json_entry<'a>(
+    (name, member): (&'a String, &'a Json),
+    of: &Type,
+) -> Result<(Value<'a>, Value<'a>), EvalError> {
+    let of = member_type(of, name).unwrap_or(Type::Dyn);
+    let value = Value::from_json(member, &of)?;
+    Ok((Value::String(Text::Borrowed(name)), value))
 }
 
 fn member_type(of: &Type, name: &str) -> Option<Type> {
@@ -611,16 +661,16 @@ pub fn parse_duration(text: &str) -> Result<i64, EvalError> {
             }
         };
         match number.split_once('.') {
-            None => exact += number.parse::<i128>().map_err(|_| invalid())? * scale,
+            None => exact += i128::from(number.parse::<i64>().map_err(|_| invalid())?) * scale,
             Some((whole, part)) => {
                 if whole.is_empty() && part.is_empty() {
                     return Err(invalid());
                 }
-                let whole: i128 = match whole {
+                let whole: i64 = match whole {
                     "" => 0,
                     whole => whole.parse().map_err(|_| invalid())?,
                 };
-                exact += whole * scale;
+                exact += i128::from(whole) * scale;
                 let part: f64 = format!("0.{part}").parse().map_err(|_| invalid())?;
                 total += part * scale as f64;
             }

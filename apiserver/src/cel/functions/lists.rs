@@ -166,11 +166,16 @@ fn max<'a>(scope: &mut Scope<'_, 'a>, args: &[Value<'a>]) -> Result<'a> {
 }
 
 /// `indexOf` of a list; the name is shared with texts.
-pub(super) fn position<'a>(list: &Value<'a>, wanted: &Value<'a>, last: bool) -> Result<'a> {
+pub(super) fn position<'a>(
+    scope: &mut Scope<'_, 'a>,
+    list: &Value<'a>,
+    wanted: &Value<'a>,
+    last: bool,
+) -> Result<'a> {
     let list = items(list)?;
     let mut found = -1;
     for (index, item) in list.iter().enumerate() {
-        if item.equals(wanted)? {
+        if scope.equal(item, wanted)? {
             found = i64::try_from(index).unwrap_or(i64::MAX);
             if !last {
                 break;
@@ -250,7 +255,7 @@ fn distinct<'a>(scope: &mut Scope<'_, 'a>, args: &[Value<'a>]) -> Result<'a> {
     'items: for item in list {
         scope.charge_items(kept.len())?;
         for one in &kept {
-            if one.equals(&item)? {
+            if scope.equal(one, &item)? {
                 continue 'items;
             }
         }
@@ -322,9 +327,13 @@ fn unwrap<'a>(scope: &mut Scope<'_, 'a>, args: &[Value<'a>]) -> Result<'a> {
     Ok(Value::list(out))
 }
 
-fn has<'a>(list: &[Value<'a>], wanted: &Value<'a>) -> std::result::Result<bool, EvalError> {
+fn has<'a>(
+    scope: &mut Scope<'_, 'a>,
+    list: &[Value<'a>],
+    wanted: &Value<'a>,
+) -> std::result::Result<bool, EvalError> {
     for item in list {
-        if item.equals(wanted)? {
+        if scope.equal(item, wanted)? {
             return Ok(true);
         }
     }
@@ -347,7 +356,7 @@ fn both<'a>(
 fn sets_contains<'a>(scope: &mut Scope<'_, 'a>, args: &[Value<'a>]) -> Result<'a> {
     let (list, wanted) = both(scope, args)?;
     for one in &wanted {
-        if !has(&list, one)? {
+        if !has(scope, &list, one)? {
             return Ok(Value::Bool(false));
         }
     }
@@ -357,12 +366,12 @@ fn sets_contains<'a>(scope: &mut Scope<'_, 'a>, args: &[Value<'a>]) -> Result<'a
 fn sets_equivalent<'a>(scope: &mut Scope<'_, 'a>, args: &[Value<'a>]) -> Result<'a> {
     let (a, b) = both(scope, args)?;
     for one in &a {
-        if !has(&b, one)? {
+        if !has(scope, &b, one)? {
             return Ok(Value::Bool(false));
         }
     }
     for one in &b {
-        if !has(&a, one)? {
+        if !has(scope, &a, one)? {
             return Ok(Value::Bool(false));
         }
     }
@@ -372,7 +381,7 @@ fn sets_equivalent<'a>(scope: &mut Scope<'_, 'a>, args: &[Value<'a>]) -> Result<
 fn sets_intersects<'a>(scope: &mut Scope<'_, 'a>, args: &[Value<'a>]) -> Result<'a> {
     let (a, b) = both(scope, args)?;
     for one in &a {
-        if has(&b, one)? {
+        if has(scope, &b, one)? {
             return Ok(Value::Bool(true));
         }
     }

@@ -340,13 +340,13 @@ fn modulo<'a>(_: &mut Scope<'_, 'a>, args: &[Value<'a>]) -> Result<'a> {
 fn equal<'a>(scope: &mut Scope<'_, 'a>, args: &[Value<'a>]) -> Result<'a> {
     let [a, b] = args else { return none() };
     scope.charge_comparison(a, b)?;
-    a.equals(b).map(Value::Bool)
+    scope.equal(a, b).map(Value::Bool)
 }
 
 fn different<'a>(scope: &mut Scope<'_, 'a>, args: &[Value<'a>]) -> Result<'a> {
     let [a, b] = args else { return none() };
     scope.charge_comparison(a, b)?;
-    a.equals(b).map(|equal| Value::Bool(!equal))
+    scope.equal(a, b).map(|equal| Value::Bool(!equal))
 }
 
 macro_rules! comparison {
@@ -372,7 +372,7 @@ fn contained<'a>(scope: &mut Scope<'_, 'a>, args: &[Value<'a>]) -> Result<'a> {
         let items = super::items(within)?;
         scope.charge_items(items.len())?;
         for one in &items {
-            if item.equals(one)? {
+            if scope.equal(item, one)? {
                 return Ok(Value::Bool(true));
             }
         }
@@ -384,11 +384,19 @@ fn contained<'a>(scope: &mut Scope<'_, 'a>, args: &[Value<'a>]) -> Result<'a> {
     }
 }
 
+/// A key that is no text; what cannot be one is told by its type, for it may be of any size.
+fn shown_key(key: &Value<'_>) -> String {
+    match key.to_key() {
+        Ok(key) => format!("{:?}", Value::from(key)),
+        Err(_) => key.type_of().to_string(),
+    }
+}
+
 fn absent(of: &Value<'_>, index: &Value<'_>) -> EvalError {
     match (of.is_list(), index) {
         (true, Value::Int(n)) => EvalError::message(format!("index out of bounds: {n}")),
         (_, Value::String(key)) => EvalError::no_such_key(key),
-        (_, other) => EvalError::no_such_key(&format!("{other:?}")),
+        (_, other) => EvalError::no_such_key(&shown_key(other)),
     }
 }
 
@@ -591,10 +599,14 @@ const KEPT: usize = 512;
 /// The largest compiled regular expression, in bytes.
 const MAX_REGEX: usize = 1 << 20;
 
+/// What compiling a regular expression counts for, in parts of lists that are looked at.
+const COMPILING: u64 = 100_000;
+
+static COMPILED: LazyLock<RwLock<HashMap<String, Arc<Regex>>>> = LazyLock::new(RwLock::default);
+
 /// A compiled regular expression. Those of stored rules are few and come again and again.
 pub fn regex(pattern: &str) -> std::result::Result<Arc<Regex>, String> {
-    static CACHE: LazyLock<RwLock<HashMap<String, Arc<Regex>>>> = LazyLock::new(RwLock::default);
-    if let Some(found) = CACHE.read().get(pattern) {
+    if let Some(found) = COMPILED.read().get(pattern) {
         return Ok(found.clone());
     }
     let made = RegexBuilder::new(pattern)
@@ -602,7 +614,7 @@ pub fn regex(pattern: &str) -> std::result::Result<Arc<Regex>, String> {
         .build()
         .map_err(|error| format!("error parsing regexp: {error}"))?;
     let made = Arc::new(made);
-    let mut cache = CACHE.write();
+    let mut cache = COMPILED.write();
     if cache.len() >= KEPT {
         cache.clear();
     }
@@ -610,15 +622,15 @@ pub fn regex(pattern: &str) -> std::result::Result<Arc<Regex>, String> {
     Ok(made)
 }
 
-fn charged(
-    scope: &mut Scope<'_, '_>,
-    of: &str,
-    pattern: &str,
-) -> std::result::Result<(), EvalError> {
+fn charged(scope: &mut Scope<'_, '_>, of: &str, given: &str) -> std::result::Result<(), EvalError> {
     // cel-go: a tenth of the text times a quarter of the pattern.
     let text = (of.len() + 1).div_ceil(10);
-    let pattern = pattern.len().div_ceil(4).max(1);
-    scope.charge(text.saturating_mul(pattern) as u64)
+    let pattern = given.len().div_ceil(4).max(1);
+    scope.charge(text.saturating_mul(pattern) as u64)?;
+    if COMPILED.read().contains_key(given) {
+        return Ok(());
+    }
+    scope.look(COMPILING)
 }
 
 fn matches<'a>(scope: &mut Scope<'_, 'a>, args: &[Value<'a>]) -> Result<'a> {

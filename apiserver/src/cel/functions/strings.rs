@@ -130,7 +130,7 @@ fn index_of<'a>(scope: &mut Scope<'_, 'a>, args: &[Value<'a>]) -> Result<'a> {
     let (of, part, from) = match args {
         [list, item] if list.is_list() => {
             scope.charge_items(list.size().unwrap_or(0))?;
-            return lists::position(list, item, false);
+            return lists::position(scope, list, item, false);
         }
         [of, part] => (text(of)?, text(part)?, 0),
         [of, part, from] => (text(of)?, text(part)?, int(from)?),
@@ -148,7 +148,7 @@ fn last_index_of<'a>(scope: &mut Scope<'_, 'a>, args: &[Value<'a>]) -> Result<'a
     let (of, part, to) = match args {
         [list, item] if list.is_list() => {
             scope.charge_items(list.size().unwrap_or(0))?;
-            return lists::position(list, item, true);
+            return lists::position(scope, list, item, true);
         }
         [of, part] => (text(of)?, text(part)?, None),
         [of, part, to] => (text(of)?, text(part)?, Some(int(to)?)),
@@ -352,6 +352,7 @@ fn format<'a>(scope: &mut Scope<'_, 'a>, args: &[Value<'a>]) -> Result<'a> {
         let (index, value) = next
             .next()
             .ok_or_else(|| EvalError::message(format!("index {} out of range", list.len())))?;
+        weighed(scope, value)?;
         let shown = clause(verb, value, precision).map_err(|why| {
             EvalError::message(format!(
                 "error during formatting: could not convert argument {index}: {why}"
@@ -361,6 +362,27 @@ fn format<'a>(scope: &mut Scope<'_, 'a>, args: &[Value<'a>]) -> Result<'a> {
         out.push_str(&shown);
     }
     Ok(Value::text(out))
+}
+
+/// Pays for what is in a list or map before it is shown: it may hold one value many times, and that one another.
+fn weighed(scope: &mut Scope<'_, '_>, value: &Value<'_>) -> std::result::Result<(), EvalError> {
+    let Some(parts) = value.entries().or_else(|| {
+        let pairs = |items: Vec<_>| items.into_iter().map(|item| (Value::Null, item)).collect();
+        value.items().map(|items| items.map(pairs))
+    }) else {
+        return match value {
+            Value::String(text) => scope.charge_text(text.len(), 10),
+            Value::Bytes(bytes) => scope.charge_text(bytes.len(), 10),
+            Value::Optional(Some(inner)) => weighed(scope, inner),
+            _ => scope.look(1),
+        };
+    };
+    for (key, part) in parts? {
+        scope.look(1)?;
+        weighed(scope, &key)?;
+        weighed(scope, &part)?;
+    }
+    Ok(())
 }
 
 fn clause(
