@@ -210,7 +210,7 @@ mod tests {
         let of = Schema::builtin()
             .lookup("io.k8s.api.autoscaling.v2.HorizontalPodAutoscaler")
             .unwrap();
-        let strategy = Arc::new(crate::registry::strategy::Plain);
+        let strategy = Arc::new(crate::registry::strategies::Plain);
         ProtobufStorage::new("HorizontalPodAutoscaler", "autoscaling/v2", of, strategy)
     }
 
