@@ -87,6 +87,27 @@ pub fn machine() -> io::Result<Machine> {
     })
 }
 
+/// How many processes and threads the kernel allows, and how many there are.
+pub fn threads() -> io::Result<(i64, i64)> {
+    let number = |path: &str| -> io::Result<i64> {
+        let text = fs::read_to_string(path)?;
+        text.trim()
+            .parse()
+            .map_err(|_| io::Error::other(format!("{path} holds no number")))
+    };
+    let most = number("/proc/sys/kernel/pid_max")?.min(number("/proc/sys/kernel/threads-max")?);
+    let load = fs::read_to_string("/proc/loadavg")?;
+    Ok((most, threads_of(&load)?))
+}
+
+/// All threads, of `running/all` in `/proc/loadavg`.
+fn threads_of(load: &str) -> io::Result<i64> {
+    load.split_whitespace()
+        .nth(3)
+        .and_then(|f| f.split_once('/')?.1.parse().ok())
+        .ok_or_else(|| io::Error::other("/proc/loadavg has no count of threads"))
+}
+
 /// A file system's size.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct FsUsage {
@@ -149,5 +170,16 @@ mod tests {
             assert_eq!(super::count_list(list), n, "{list}");
         }
         assert!(super::machine().unwrap().memory > 0);
+    }
+
+    #[test]
+    fn threads_are_counted() {
+        assert_eq!(
+            super::threads_of("0.20 0.18 0.12 1/807 11206\n").unwrap(),
+            807
+        );
+        assert!(super::threads_of("0.20 0.18").is_err());
+        let (most, all) = super::threads().unwrap();
+        assert!(all > 0 && most > all, "{most} {all}");
     }
 }

@@ -270,6 +270,7 @@ impl Reporter {
         });
         // Unreadable memory figures count as plenty: pressure is only claimed on evidence.
         let memory_available = machine::meminfo("MemAvailable").unwrap_or(i64::MAX);
+        let pids = machine::threads().map_or((0, i64::MAX), |(most, all)| (most, most - all));
         let runtime = self.runtime.lock().clone();
         let ips = shared.node.read().host_ips.clone();
         status::status(
@@ -280,6 +281,7 @@ impl Reporter {
                 machine: &self.machine,
                 fs,
                 memory_available,
+                pids,
                 images: &images,
                 runtime_version: &version,
                 runtime: runtime.as_ref(),

@@ -34,6 +34,8 @@ pub struct Inputs<'a> {
     pub fs: FsUsage,
     /// Free memory.
     pub memory_available: i64,
+    /// Processes and threads: the most there may be, and how many more there could be now.
+    pub pids: (i64, i64),
     /// The runtime's images.
     pub images: &'a [cri::Image],
     /// `name://version` of the runtime.
@@ -227,13 +229,22 @@ pub fn status(i: &Inputs<'_>, old: &NodeStatus) -> (NodeStatus, Vec<&'static str
     if add("DiskPressure", disk_short, reason, message.to_owned()) {
         events.push(event);
     }
-    if add(
-        "PIDPressure",
-        false,
-        "KubeletHasSufficientPID",
-        "kubelet has sufficient PID available".to_owned(),
-    ) {
-        events.push("NodeHasSufficientPID");
+    let pid_short = under(i.pids.1, "pid.available", i.pids.0);
+    let (reason, message, event) = if pid_short {
+        (
+            "KubeletHasInsufficientPID",
+            "kubelet has insufficient PID available",
+            "NodeHasInsufficientPID",
+        )
+    } else {
+        (
+            "KubeletHasSufficientPID",
+            "kubelet has sufficient PID available",
+            "NodeHasSufficientPID",
+        )
+    };
+    if add("PIDPressure", pid_short, reason, message.to_owned()) {
+        events.push(event);
     }
     let was_known = before.iter().any(|c| c.type_ == "Ready");
     let ready_changed = match i.errors {
@@ -353,6 +364,7 @@ mod tests {
                     machine: &machine,
                     fs,
                     memory_available,
+                    pids: (1000, 50),
                     images: &[],
                     runtime_version: "containerd://1.6.20",
                     runtime: None,
@@ -409,5 +421,49 @@ mod tests {
             format!("{}Ki", 4194304 - 100 * 1024)
         );
         assert_eq!(amount(&second.allocatable, "ephemeral-storage"), "900");
+    }
+
+    #[test]
+    fn a_node_short_of_processes_says_so() {
+        let mut config = KubeletConfiguration::default();
+        let check = |config: &KubeletConfiguration, left: i64, want: (&str, &str, &str)| {
+            let (status, events) = status(
+                &Inputs {
+                    config,
+                    name: "n",
+                    ips: &[],
+                    machine: &Machine::default(),
+                    fs: FsUsage::default(),
+                    memory_available: 1 << 30,
+                    pids: (1000, left),
+                    images: &[],
+                    runtime_version: "containerd://1.6.20",
+                    runtime: None,
+                    errors: &[],
+                    now: Timestamp::UNIX_EPOCH,
+                },
+                &NodeStatus::default(),
+            );
+            let conditions = status.conditions.unwrap();
+            let pids = conditions
+                .iter()
+                .find(|c| c.type_ == "PIDPressure")
+                .unwrap();
+            let reason = pids.reason.as_deref().unwrap();
+            assert_eq!((pids.status.as_str(), reason), (want.0, want.1), "{left}");
+            assert!(events.contains(&want.2), "{events:?}");
+        };
+        let enough = ("False", "KubeletHasSufficientPID", "NodeHasSufficientPID");
+        let short = (
+            "True",
+            "KubeletHasInsufficientPID",
+            "NodeHasInsufficientPID",
+        );
+        check(&config, 1, enough);
+        config
+            .eviction_hard
+            .insert("pid.available".into(), "10%".into());
+        check(&config, 99, short);
+        check(&config, 100, enough);
     }
 }

@@ -263,14 +263,22 @@ fn about_resizes(status: Option<&PodStatus>) -> bool {
         })
 }
 
-/// Whether the answer says that the object is gone, or is another one by now.
-fn is_gone(e: &kube::Error) -> bool {
+/// What an answer that is an error says of the object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    /// It is not there.
+    Gone,
+    /// It may be another one of that name by now: the uid that was given did not fit, or somebody else was faster.
+    Unclear,
+    /// Nothing.
+    Failed,
+}
+
+fn verdict(e: &kube::Error) -> Verdict {
     match e {
-        kube::Error::Api(s) => {
-            s.code == 404
-                || (matches!(s.code, 409 | 422) && s.message.to_ascii_lowercase().contains("uid"))
-        }
-        _ => false,
+        kube::Error::Api(s) if s.code == 404 => Verdict::Gone,
+        kube::Error::Api(s) if matches!(s.code, 409 | 422) => Verdict::Unclear,
+        _ => Verdict::Failed,
     }
 }
 
@@ -288,8 +296,7 @@ impl Job {
                 .await
             {
                 Ok(_) => {}
-                Err(e) if is_gone(&e) => return Ok(Done::Gone),
-                Err(e) => return Err(e),
+                Err(e) => return self.settle(&api, e).await,
             }
         }
         if !self.delete {
@@ -305,8 +312,19 @@ impl Job {
         };
         match api.delete(&self.name, &params).await {
             Ok(_) => Ok(Done::Gone),
-            Err(e) if is_gone(&e) => Ok(Done::Gone),
-            Err(e) => Err(e),
+            Err(e) => self.settle(&api, e).await,
+        }
+    }
+
+    /// Whether a refused write means that the object is gone: where the code alone does not tell, its uid does.
+    async fn settle(&self, api: &Api<Pod>, error: kube::Error) -> Result<Done, kube::Error> {
+        match verdict(&error) {
+            Verdict::Gone => Ok(Done::Gone),
+            Verdict::Failed => Err(error),
+            Verdict::Unclear => match api.get_metadata_opt(&self.name).await? {
+                Some(live) if live.metadata.uid.as_deref() == Some(&self.target) => Err(error),
+                Some(_) | None => Ok(Done::Gone),
+            },
         }
     }
 }
@@ -436,5 +454,18 @@ mod tests {
         let over = kinds(&status_patch("u", &second, true).unwrap());
         let gone = conditions::RESIZES.map(|kind| (kind.to_owned(), true));
         assert_eq!(over, [plain.as_slice(), &gone].concat());
+    }
+
+    #[test]
+    fn the_code_of_an_answer_decides_and_never_its_words() {
+        let check = |code: u16, message: &str, want: Verdict| {
+            let mut status = kube::core::Status::failure(message, "");
+            status.code = code;
+            assert_eq!(verdict(&kube::Error::Api(Box::new(status))), want, "{code}");
+        };
+        check(404, "", Verdict::Gone);
+        check(409, "the object has been modified", Verdict::Unclear);
+        check(422, "metadata.uid: Invalid value", Verdict::Unclear);
+        check(500, "uid", Verdict::Failed);
     }
 }
