@@ -208,6 +208,15 @@ fn is_lost(field: &Field, value: &Value) -> bool {
     }
 }
 
+/// What the generated decoder makes of a map's entry without a value: an empty, not a nil slice.
+fn empty_entry(kind: Kind) -> Value {
+    match kind {
+        Kind::Bytes => Value::from(""),
+        Kind::Items(_) => Value::Array(Vec::new()),
+        _ => Value::Null,
+    }
+}
+
 fn normalize_field(value: &mut Value, field: &'static Field, trip: Trip) {
     if value.is_null() && !field.pointer && field.cardinality == Cardinality::Optional {
         *value = zero_of(field);
@@ -223,6 +232,9 @@ fn normalize_field(value: &mut Value, field: &'static Field, trip: Trip) {
         (Cardinality::Map, Value::Object(members)) => {
             for member in members.values_mut() {
                 normalize_item(member, field.kind, trip);
+                if trip == Trip::Protobuf && member.is_null() {
+                    *member = empty_entry(field.kind);
+                }
             }
         }
         _ => {}
