@@ -128,7 +128,7 @@ pub async fn run(server: Arc<Server>, webhooks: Webhooks, synced: watch::Sender<
 impl Controller {
     async fn applied(&mut self, object: &Value) {
         let name = meta::name(object).to_string();
-        let definition = match self.read(&name).await {
+        let definition = match self.read(&name, object).await {
             Ok(Some(definition)) => Arc::new(definition),
             // Gone again: the deletion follows.
             Ok(None) => return,
@@ -167,12 +167,14 @@ impl Controller {
         }
     }
 
-    /// The definition from the bytes in the cache, which it shares.
-    async fn read(&self, name: &str) -> Result<Option<Definition>, String> {
+    /// The definition from the bytes in the cache, which it shares. `seen` may come before the cache shows it.
+    async fn read(&self, name: &str, seen: &Value) -> Result<Option<Definition>, String> {
+        let seen = meta::resource_version(seen).parse();
+        let freshness = seen.map_or(Freshness::Latest, Freshness::NotOlderThan);
         let at = GroupResource::new(GROUP, RESOURCE);
         let cache = self.server.storage.caches.cache(&at);
         let cache = cache.map_err(|e| e.to_string())?;
-        let entry = cache.get("", name, Freshness::Any).await;
+        let entry = cache.get("", name, freshness).await;
         match entry.map_err(|e| e.to_string())? {
             None => Ok(None),
             Some(entry) => Definition::read(entry.json().clone())
@@ -231,9 +233,12 @@ impl Controller {
                         known.object = reduced(&written);
                     }
                 }
-                Err(error) if error.is_conflict() || error.is_not_found() => {}
+                Err(error) if error.is_not_found() => {}
                 Err(error) => {
-                    tracing::warn!(definition = name, error = error.message, "status");
+                    // A conflict is followed by the change it is with.
+                    if !error.is_conflict() {
+                        tracing::warn!(definition = name, error = error.message, "status");
+                    }
                     self.failed.insert(name.to_string());
                 }
             }
