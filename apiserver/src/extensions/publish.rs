@@ -36,6 +36,16 @@ pub fn kind(row: &Resource, schema: Option<Value>, prefix: &str) -> Value {
         Some(schema) if schema.is_object() => schema,
         _ => json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true}),
     };
+    let preserves = value::get_bool(&out, &["x-kubernetes-preserve-unknown-fields"]) == Some(true);
+    if prefix == VERSION_2 && preserves {
+        // Clients of that form take all fields for known as soon as one is.
+        let selectable = out.get("x-kubernetes-selectable-fields").cloned();
+        out = json!({"type": "object"});
+        if let Some(selectable) = selectable {
+            out["x-kubernetes-selectable-fields"] = selectable;
+        }
+        return with_kind(out, row);
+    }
     embedded(&mut out, prefix);
     if prefix == VERSION_2 {
         simplify(&mut out);
@@ -47,9 +57,13 @@ pub fn kind(row: &Resource, schema: Option<Value>, prefix: &str) -> Value {
             reference(prefix, "ObjectMeta", OBJECT_META),
         );
     }
-    out["x-kubernetes-group-version-kind"] =
+    with_kind(out, row)
+}
+
+fn with_kind(mut schema: Value, row: &Resource) -> Value {
+    schema["x-kubernetes-group-version-kind"] =
         json!([{"group": row.group, "version": row.version, "kind": row.kind}]);
-    out
+    schema
 }
 
 /// Objects within objects have metadata, too.
