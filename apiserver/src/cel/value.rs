@@ -468,10 +468,11 @@ impl<'a> Value<'a> {
     /// many times, and that one another.
     pub fn to_json(&self) -> Result<Json, EvalError> {
         let mut room = MAX_JSON;
-        self.json_within(&mut room)
+        self.to_json_within(&mut room)
     }
 
-    fn json_within(&self, room: &mut usize) -> Result<Json, EvalError> {
+    /// As [`Value::to_json`], with what is left of a room that several values share.
+    pub fn to_json_within(&self, room: &mut usize) -> Result<Json, EvalError> {
         let text = match self {
             Value::String(text) => text.len(),
             Value::Bytes(bytes) => bytes.len(),
@@ -494,7 +495,7 @@ impl<'a> Value<'a> {
             }
             Value::List(items) => {
                 let items: Result<Vec<Json>, EvalError> =
-                    items.iter().map(|item| item.json_within(room)).collect();
+                    items.iter().map(|item| item.to_json_within(room)).collect();
                 Json::from(items?)
             }
             Value::Map(entries) => {
@@ -504,7 +505,7 @@ impl<'a> Value<'a> {
                         return Err(EvalError::message("map keys must be strings in JSON"));
                     };
                     take(room, key.len())?;
-                    object.insert(key.to_string(), value.json_within(room)?);
+                    object.insert(key.to_string(), value.to_json_within(room)?);
                 }
                 Json::Object(object)
             }
@@ -512,11 +513,11 @@ impl<'a> Value<'a> {
                 let mut object = keelson_machinery::value::Object::new();
                 for (name, value) in fields.iter() {
                     let name = super::escape::unescape(name).unwrap_or_else(|| name.to_string());
-                    object.insert(name, value.json_within(room)?);
+                    object.insert(name, value.to_json_within(room)?);
                 }
                 Json::Object(object)
             }
-            Value::Optional(Some(inner)) => inner.json_within(room)?,
+            Value::Optional(Some(inner)) => inner.to_json_within(room)?,
             Value::Optional(None) => Json::Null,
             Value::Type(_) | Value::Opaque(_) => {
                 return Err(EvalError::message(format!(
@@ -529,7 +530,7 @@ impl<'a> Value<'a> {
 }
 
 /// The largest JSON that an expression makes, in bytes of its texts and parts.
-const MAX_JSON: usize = 16 << 20;
+pub const MAX_JSON: usize = 16 << 20;
 
 fn take(room: &mut usize, size: usize) -> Result<(), EvalError> {
     *room = room

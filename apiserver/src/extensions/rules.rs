@@ -4,8 +4,8 @@
 
 use std::collections::BTreeMap;
 
-use keelson_machinery::status::field::{FieldError, Path};
-use keelson_machinery::structural::{Additional, ListKind, Rule, SchemaType, Structural};
+use keelson_machinery::status::field::{FieldError, MAX_FINDINGS, Path};
+use keelson_machinery::structural::{Additional, OldItems, Rule, SchemaType, Structural};
 use keelson_machinery::value::Value as Json;
 
 use crate::cel::{
@@ -249,7 +249,7 @@ impl<'a> Correlation<'a> {
 struct Run {
     budget: Budget,
     found: Vec<FieldError>,
-    /// The budget is used up.
+    /// The budget is used up, or enough has been found.
     ended: bool,
 }
 
@@ -281,8 +281,9 @@ impl Run {
                 let (Some(rules), Some(below)) = (&rules.items, &schema.items) else {
                     return;
                 };
+                let olds = OldItems::new(schema, old);
                 for (index, item) in items.iter().enumerate() {
-                    let before = old.and_then(|old| same_item(schema, old, item));
+                    let before = olds.as_ref().and_then(|olds| olds.of(item));
                     let correlation = correlation.below(value, before, None);
                     let path = path.index(index);
                     self.node(rules, below, item, before, correlation, &path);
@@ -340,6 +341,10 @@ impl Run {
             }
         };
         for compiled in &rules.own {
+            if self.found.len() >= MAX_FINDINGS {
+                self.ended = true;
+                return;
+            }
             let rule = &compiled.rule;
             let program = match &compiled.program {
                 Ok(program) => program,
@@ -420,17 +425,6 @@ impl Run {
     }
 }
 
-/// The old item that `item` stands for: only lists with keys are compared item by item.
-fn same_item<'a>(schema: &Structural, old: &'a Json, item: &Json) -> Option<&'a Json> {
-    if schema.list != ListKind::Map {
-        return None;
-    }
-    old.as_array()?.iter().find(|old| {
-        let mut keys = schema.list_keys.iter();
-        keys.all(|key| old.get(&**key) == item.get(&**key))
-    })
-}
-
 /// A message that can be shown.
 fn fit_message(text: &str) -> Option<String> {
     let text = text.trim();
@@ -458,4 +452,45 @@ fn below(path: &Path, field_path: &str) -> Path {
         }
     }
     path
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn schema(items: &Json) -> Structural {
+        let json = json!({"type": "object", "properties": {"list": items}});
+        Structural::parse_root(&json)
+    }
+
+    /// A long list whose items are wrong costs no more than what is told of it, and is not searched for each item.
+    #[test]
+    fn what_is_wrong_with_long_lists_is_bounded() {
+        let numbers = schema(&json!({"type": "array", "items": {
+            "type": "integer", "x-kubernetes-validations": [{"rule": "self > 0", "message": "m".repeat(2000)}],
+        }}));
+        let rules = Rules::of(&numbers).expect("rules");
+        let good: Vec<i32> = vec![1; 200_000];
+        let mixed = [good.clone(), vec![0; 200_000]].concat();
+        let (old, new) = (json!({"list": good}), json!({"list": mixed}));
+        let found = rules.validate(&numbers, &new, Some(&old));
+        assert_eq!(found.len(), MAX_FINDINGS);
+
+        let keyed = schema(&json!({
+            "type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["k"],
+            "items": {"type": "object", "properties": {"k": {"type": "integer"}, "v": {
+                "type": "integer", "x-kubernetes-validations": [{"rule": "self >= oldSelf"}],
+            }}},
+        }));
+        let rules = Rules::of(&keyed).expect("rules");
+        let list = |v: i32| {
+            let items = (0..50_000).map(|k| json!({"k": k, "v": if k == 49_999 { v } else { 0 }}));
+            json!({"list": items.collect::<Vec<_>>()})
+        };
+        let found = rules.validate(&keyed, &list(-1), Some(&list(0)));
+        assert_eq!(found.len(), 1);
+        assert!(rules.validate(&keyed, &list(1), Some(&list(0))).is_empty());
+    }
 }

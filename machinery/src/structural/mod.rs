@@ -11,6 +11,7 @@ mod lists;
 mod prune;
 mod validate;
 
+pub use correlate::OldItems;
 pub use embedded::{Malformed, coerce, coerce_metadata, validate_embedded};
 pub use format::{known_format, unrecognized_format};
 pub use lists::validate_lists;

@@ -6,7 +6,7 @@ use keelson_machinery::patch::{self, PatchError};
 use keelson_machinery::value::Value as Json;
 use serde_json::json;
 
-use crate::cel::{Text, Value};
+use crate::cel::value::{MAX_JSON, Text, Value};
 
 /// The object after a JSON patch that an expression made; `None` when one of its tests fails.
 pub fn json_patch(object: &Json, operations: &Value<'_>) -> Result<Option<Json>, String> {
@@ -16,6 +16,7 @@ pub fn json_patch(object: &Json, operations: &Value<'_>) -> Result<Option<Json>,
         .ok_or_else(wrong)?
         .map_err(|error| error.to_string())?;
     let mut patched = object.clone();
+    let mut room = MAX_JSON;
     for operation in &operations {
         let Value::Struct(_, fields) = operation else {
             return Err(format!(
@@ -26,19 +27,20 @@ pub fn json_patch(object: &Json, operations: &Value<'_>) -> Result<Option<Json>,
         let mut document = json!({});
         let mut test = false;
         for (name, value) in fields.iter() {
-            if &**name == "value" {
-                check_names(value, None)?;
-            }
             test |= &**name == "op" && is_text(value, "test");
             // An empty text is as good as none.
             if &**name == "from" && is_text(value, "") {
                 continue;
             }
-            let json = value.to_json().map_err(|error| {
+            // What is too large is found out here: the check of names walks over all there is.
+            let json = value.to_json_within(&mut room).map_err(|error| {
                 format!(
                     "JSONPath valueExpression evaluated to a type that could not marshal to JSON: {error}"
                 )
             })?;
+            if &**name == "value" {
+                check_names(value, None)?;
+            }
             document[&**name] = json;
         }
         match patch::json_patch(patched, &Json::Array(vec![document])) {
@@ -67,10 +69,10 @@ pub fn apply_configuration(
             configuration.type_of()
         ));
     }
-    check_names(configuration, Some("Object"))?;
     let applied = configuration
         .to_json()
         .map_err(|error| format!("invalid return type: {error}"))?;
+    check_names(configuration, Some("Object"))?;
     let broken = walk::check(shape, &applied);
     if let Some(first) = broken.first() {
         return Err(format!(
