@@ -58,6 +58,7 @@ pub async fn handle(
     let metrics_server = server.clone();
     let metrics_info = info.clone();
     let flow: Arc<OnceLock<Classified>> = Arc::default();
+    parts.extensions.insert(flow.clone());
     let work = chain(
         server,
         connection,
@@ -66,7 +67,6 @@ pub async fn handle(
         parts,
         body,
         long_running,
-        flow.clone(),
     );
     let guarded = AssertUnwindSafe(work).catch_unwind();
     let finished = if long_running {
@@ -137,7 +137,6 @@ async fn chain(
     mut parts: http::request::Parts,
     body: RequestBody,
     long_running: bool,
-    flow: Arc<OnceLock<Classified>>,
 ) -> Result<Response, ApiError> {
     let user = match server
         .authentication()
@@ -162,7 +161,9 @@ async fn chain(
 
     let permit = if takes_turns(&info, long_running) {
         let (classified, ticket) = server.flow_control.enter(&user, &info).await;
-        let _ = flow.set(classified);
+        if let Some(flow) = parts.extensions.get::<Arc<OnceLock<Classified>>>() {
+            let _ = flow.set(classified);
+        }
         match ticket {
             Some(ticket) => Some(ticket),
             None => return Ok(too_many_requests()),

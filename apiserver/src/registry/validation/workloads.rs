@@ -508,11 +508,9 @@ pub fn cron_job(spec: &Value, at: &At<'_>, found: &mut Found) {
             zone,
             "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones",
         )),
-        Some(zone) if keelson_machinery::time::zone(zone).is_none() => found.push(FieldError::invalid(
-            &path,
-            zone,
-            format!("unknown time zone {zone}"),
-        )),
+        Some(zone) if keelson_machinery::time::zone(zone).is_none() => found.push(
+            FieldError::invalid(&path, zone, format!("unknown time zone {zone}")),
+        ),
         Some(_) => {}
     }
     if value::get(spec, &["jobTemplate", "spec", "manualSelector"]) == Some(&Value::Bool(true)) {
