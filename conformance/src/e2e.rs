@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -308,6 +308,7 @@ async fn run_batch(
 ) -> anyhow::Result<Vec<Outcome>> {
     let json = options.report.join(format!("{label}.json"));
     let log = options.report.join(format!("{label}.log"));
+    forget(&json)?;
     let out = std::fs::File::create(&log).with_context(|| format!("creating {}", log.display()))?;
     let mut command = Command::new(&options.e2e_test);
     command
@@ -347,13 +348,10 @@ async fn run_batch(
             format!("still running after {} s", BATCH_LIMIT.as_secs())
         }
     };
-    let mut reported: BTreeMap<String, Outcome> = match std::fs::read(&json) {
-        Ok(text) => read_report(&text)?
-            .into_iter()
-            .map(|outcome| (outcome.name.clone(), outcome))
-            .collect(),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => BTreeMap::new(),
-        Err(error) => return Err(error).with_context(|| format!("reading {}", json.display())),
+    let (mut reported, why) = match reported(&json)? {
+        Reported::Outcomes(outcomes) => (outcomes, why),
+        Reported::Nothing => (BTreeMap::new(), why),
+        Reported::Broken(error) => (BTreeMap::new(), format!("{why}: {error:#}")),
     };
     let missing = |name: String| Outcome {
         name,
@@ -365,6 +363,44 @@ async fn run_batch(
         .into_iter()
         .map(|name| reported.remove(&name).unwrap_or_else(|| missing(name)))
         .collect())
+}
+
+/// What a process left as its report.
+#[derive(Debug)]
+enum Reported {
+    /// By name.
+    Outcomes(BTreeMap<String, Outcome>),
+    /// It did not get so far.
+    Nothing,
+    /// It was killed while it wrote, say: a matter of its specs, not of the run.
+    Broken(anyhow::Error),
+}
+
+fn reported(json: &Path) -> anyhow::Result<Reported> {
+    let text = match std::fs::read(json) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Reported::Nothing),
+        Err(error) => return Err(error).with_context(|| format!("reading {}", json.display())),
+    };
+    Ok(match read_report(&text) {
+        Ok(outcomes) => Reported::Outcomes(
+            outcomes
+                .into_iter()
+                .map(|outcome| (outcome.name.clone(), outcome))
+                .collect(),
+        ),
+        Err(error) => Reported::Broken(error),
+    })
+}
+
+/// Deletes the report that an earlier run left: it would be taken for that of a process that leaves none.
+fn forget(json: &Path) -> anyhow::Result<()> {
+    match std::fs::remove_file(json) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("deleting {}", json.display()))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Asks a process to end, as Ctrl-C does, and makes it end when it does not.
@@ -497,5 +533,39 @@ mod tests {
             exactly(&["[a] b (c)".into(), "d+".into()]),
             r"(?:\[a\] b \(c\)|d\+)$"
         );
+    }
+
+    #[tokio::test]
+    async fn neither_a_broken_nor_an_old_report_passes_a_spec() {
+        let dir = tempfile::tempdir().unwrap();
+        let json = dir.path().join("serial-000.json");
+        let options = Options {
+            e2e_test: "/bin/true".into(),
+            focus: String::new(),
+            skip: None,
+            kubeconfig: PathBuf::new(),
+            kubectl: None,
+            report: dir.path().to_owned(),
+            procs: 1,
+        };
+        std::fs::write(&json, REPORT).unwrap();
+        let name = String::from("[sig-node] Pods runs [Conformance]");
+        let outcomes = run_batch(
+            &options,
+            "serial-000",
+            vec![name],
+            &CancellationToken::new(),
+        )
+        .await
+        .unwrap();
+        assert_eq!(outcomes[0].verdict, Verdict::Failed);
+        assert!(outcomes[0].message.starts_with("no report"));
+        std::fs::write(&json, &REPORT[..100]).unwrap();
+        assert!(matches!(reported(&json), Ok(Reported::Broken(_))));
+        std::fs::write(&json, REPORT).unwrap();
+        let Ok(Reported::Outcomes(outcomes)) = reported(&json) else {
+            panic!("the report is whole");
+        };
+        assert_eq!(outcomes.len(), 3);
     }
 }

@@ -394,22 +394,16 @@ impl Drop for Clusters {
             eprintln!("kept: {}, {}", self.namespace, self.dir.display());
             return;
         }
+        let mut down = Ok(());
         for entry in fs::read_dir(self.data_dir())
             .into_iter()
             .flatten()
             .flatten()
         {
             let name = entry.file_name().to_string_lossy().into_owned();
-            if let Err(error) = self.cluster(&format!("delete {name}")) {
-                eprintln!("keelson cluster delete: {error:#}");
-            }
+            down = down.and(self.cluster(&format!("delete {name}")).map(drop));
         }
-        if let Err(error) = run(Command::new("ip").args(["netns", "del", &self.namespace])) {
-            eprintln!("{error:#}");
-        }
-        if let Err(error) = fs::remove_dir_all(&self.dir) {
-            eprintln!("{}: {error}", self.dir.display());
-        }
+        clear(down, &self.namespace, &self.dir);
     }
 }
 
@@ -510,19 +504,13 @@ impl Drop for Machine {
             return;
         }
         let data_dir = self.data_dir();
-        if data_dir.join("agent.json").exists()
-            && let Err(error) = run(self
-                .keelson(&["down", "--purge", "--data-dir"])
-                .arg(data_dir))
-        {
-            eprintln!("keelson down: {error:#}");
-        }
-        if let Err(error) = run(Command::new("ip").args(["netns", "del", &self.namespace])) {
-            eprintln!("{error:#}");
-        }
-        if let Err(error) = fs::remove_dir_all(&self.dir) {
-            eprintln!("{}: {error}", self.dir.display());
-        }
+        let down = if data_dir.join("agent.json").exists() {
+            let mut command = self.keelson(&["down", "--purge", "--data-dir"]);
+            run(command.arg(data_dir)).map(drop)
+        } else {
+            Ok(())
+        };
+        clear(down, &self.namespace, &self.dir);
     }
 }
 
@@ -542,18 +530,27 @@ impl Drop for Cluster {
             return;
         }
         let data_dir = self.data_dir();
-        let down = run(self
-            .keelson(&["down", "--purge", "--data-dir"])
-            .arg(data_dir));
-        if let Err(error) = down {
-            eprintln!("keelson down: {error:#}");
-        }
-        if let Err(error) = run(Command::new("ip").args(["netns", "del", &self.namespace])) {
-            eprintln!("{error:#}");
-        }
-        if let Err(error) = fs::remove_dir_all(&self.dir) {
-            eprintln!("{}: {error}", self.dir.display());
-        }
+        let mut command = self.keelson(&["down", "--purge", "--data-dir"]);
+        let down = run(command.arg(data_dir)).map(drop);
+        clear(down, &self.namespace, &self.dir);
+    }
+}
+
+/// Deletes what a test's machines were made of, once they are `down`. Where they are not, something may still be
+/// mounted below the folder, and deleting that would reach into what is mounted.
+fn clear(down: anyhow::Result<()>, namespace: &str, dir: &Path) {
+    if let Err(error) = down {
+        eprintln!(
+            "not down, so {namespace} and {} stay: {error:#}",
+            dir.display()
+        );
+        return;
+    }
+    if let Err(error) = run(Command::new("ip").args(["netns", "del", namespace])) {
+        eprintln!("{error:#}");
+    }
+    if let Err(error) = fs::remove_dir_all(dir) {
+        eprintln!("{}: {error}", dir.display());
     }
 }
 
@@ -685,4 +682,20 @@ fn hex(content: &[u8]) -> String {
         .iter()
         .map(|b| format!("{b:02x}"))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_down_is_not_deleted() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("d");
+        fs::create_dir(&folder).unwrap();
+        clear(Err(anyhow::anyhow!("busy")), "kt-none", &folder);
+        assert!(folder.exists());
+        clear(Ok(()), "kt-none", &folder);
+        assert!(!folder.exists());
+    }
 }
