@@ -162,6 +162,7 @@ async fn webhooks_are_asked() {
         "/scale-to-one?timeout=3s UPDATE horizontalpodautoscalers/v1 autoscaling/v1 h",
         "/deny-marked?timeout=10s DELETE configmaps/v1  kept",
         "/allow?timeout=10s CREATE configmaps/v1 v1 beta",
+        "/add-a?timeout=10s CREATE hooked/v1 example.com/v1 two",
     ] {
         assert!(
             calls.iter().any(|call| call == wanted),
