@@ -226,7 +226,9 @@ mod tests {
                     {"type": "Utilization", "averageUtilization": 50}}}],
             },
         });
-        keelson_machinery::schema::normalize(&mut object, storage().object_type);
+        // What is decoded is defaulted.
+        let storage = storage();
+        set_defaults(&mut object, storage.object_type, &*storage.strategy);
         object
     }
 
