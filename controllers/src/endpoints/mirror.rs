@@ -17,12 +17,10 @@ use keelson_runtime::workqueue::{RateLimit, WorkQueue};
 use kube::api::{DeleteParams, PostParams};
 use kube::{Api, Client};
 
-use super::Port;
 use super::slices::{MANAGED_BY, SERVICE_NAME, slice_ports, wire_ports};
 use super::unseen::{UNSEEN_FOR, Unseen};
-use crate::common::{
-    Labels, annotations, controller_reference, enqueue_all, labels, name, namespace, owners,
-};
+use super::{Port, made_of};
+use crate::common::{Labels, annotations, controller_reference, enqueue_all, labels, name, owners};
 use crate::error::{ignore_not_found, is_conflict, is_namespace_terminating, is_not_found};
 use crate::{Context, Error, synced};
 
@@ -258,15 +256,6 @@ fn named(mut wanted: EndpointSlice, old: &EndpointSlice) -> EndpointSlice {
     wanted
 }
 
-/// Whether a slice is ours, and of which Endpoints.
-fn mirrored_of(slice: &EndpointSlice) -> Option<ObjectKey> {
-    let labels = labels(&slice.metadata);
-    (labels.get(MANAGED_BY).map(String::as_str) == Some(MANAGER))
-        .then(|| labels.get(SERVICE_NAME))
-        .flatten()
-        .map(|own| ObjectKey::new(namespace(&slice.metadata), own))
-}
-
 /// Runs until shutdown.
 ///
 /// # Errors
@@ -284,7 +273,7 @@ pub async fn run(ctx: Context) -> anyhow::Result<()> {
     let queue = WorkQueue::with_limit("endpoint_slice_mirroring", limit, &ctx.metrics);
     let unseen = Arc::new(Unseen::default());
     slices.store().add_index("mirrored", |slice| {
-        mirrored_of(slice)
+        made_of(slice, MANAGER)
             .iter()
             .map(ObjectKey::to_string)
             .collect()
@@ -305,11 +294,11 @@ pub async fn run(ctx: Context) -> anyhow::Result<()> {
         move |event| {
             let slice = event.object();
             if let Event::Updated { old, .. } = event
-                && let Some(key) = mirrored_of(old)
+                && let Some(key) = made_of(old, MANAGER)
             {
                 queue.add(key);
             }
-            let Some(key) = mirrored_of(slice) else {
+            let Some(key) = made_of(slice, MANAGER) else {
                 return;
             };
             unseen.saw(&key, slice, matches!(event, Event::Deleted { .. }));

@@ -8,11 +8,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Container, ObjectReference, Pod, Service, ServicePort};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use keelson_runtime::ObjectKey;
 use keelson_runtime::informer::{Event, Informer};
 use keelson_runtime::workqueue::WorkQueue;
 
+use self::slices::{MANAGED_BY, SERVICE_NAME};
 use crate::common::pods::{is_deleting, is_ready, is_terminal, node_name};
 use crate::common::{Labels, labels, namespace};
 
@@ -23,6 +25,15 @@ mod unseen;
 
 /// On the objects of a headless Service.
 pub const HEADLESS: &str = "service.kubernetes.io/headless";
+
+/// What a slice was made of, a Service or the Endpoints of that name; none when another than `manager` made it.
+fn made_of(slice: &EndpointSlice, manager: &str) -> Option<ObjectKey> {
+    let labels = labels(&slice.metadata);
+    (labels.get(MANAGED_BY).map(String::as_str) == Some(manager))
+        .then(|| labels.get(SERVICE_NAME))
+        .flatten()
+        .map(|name| ObjectKey::new(namespace(&slice.metadata), name))
+}
 
 /// The selector of a Service; none when it has none, or is only a name for something outside.
 fn selector(service: &Service) -> Option<&Labels> {

@@ -18,8 +18,8 @@ use kube::{Api, Client};
 
 use super::unseen::{UNSEEN_FOR, Unseen};
 use super::{
-    Port, addresses, families, follow_pods, hostname, inherited_labels, is_endpoint, pod_reference,
-    ports, publishes_not_ready, selector, selects,
+    Port, addresses, families, follow_pods, hostname, inherited_labels, is_endpoint, made_of,
+    pod_reference, ports, publishes_not_ready, selector, selects,
 };
 use crate::common::pods::{is_deleting, is_ready, node_name};
 use crate::common::{controller_reference, enqueue_all, labels, name, namespace, uid};
@@ -253,15 +253,6 @@ fn plan_group(
     }
 }
 
-/// Whether a slice is ours, and of which Service.
-fn service_of(slice: &EndpointSlice) -> Option<ObjectKey> {
-    let labels = labels(&slice.metadata);
-    (labels.get(MANAGED_BY).map(String::as_str) == Some(MANAGER))
-        .then(|| labels.get(SERVICE_NAME))
-        .flatten()
-        .map(|service| ObjectKey::new(namespace(&slice.metadata), service))
-}
-
 /// Runs until shutdown.
 ///
 /// # Errors
@@ -280,7 +271,10 @@ pub async fn run(ctx: Context) -> anyhow::Result<()> {
     let queue = WorkQueue::with_limit("endpoint_slice", limit, &ctx.metrics);
     let unseen = Arc::new(Unseen::default());
     slices.store().add_index("service", |slice| {
-        service_of(slice).iter().map(ObjectKey::to_string).collect()
+        made_of(slice, MANAGER)
+            .iter()
+            .map(ObjectKey::to_string)
+            .collect()
     });
     enqueue_all(&services, &queue);
     follow_pods(&pods, &services, &queue);
@@ -288,7 +282,9 @@ pub async fn run(ctx: Context) -> anyhow::Result<()> {
         let (queue, unseen) = (queue.clone(), unseen.clone());
         move |event| {
             let slice = event.object();
-            let Some(key) = service_of(slice) else { return };
+            let Some(key) = made_of(slice, MANAGER) else {
+                return;
+            };
             unseen.saw(&key, slice, matches!(event, Event::Deleted { .. }));
             queue.add(key);
         }
